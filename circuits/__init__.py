@@ -15,7 +15,7 @@ __all__ = ["CircuitsError", "ConservationError", "FormatError", "InputError", "M
            "open_transcoders", "trace"]
 
 _LAZY = {"load_model": "circuits.weights", "open_transcoders": "circuits.transcoder", "trace": "circuits.attribution"}
-_SUBPACKAGES = ("graphs", "kernels", "training")
+_SUBPACKAGES = ("features", "graphs", "kernels", "training")
 
 
 def __getattr__(name: str) -> Any:

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from circuits.errors import CircuitsError
+from circuits.features.known import Labels, feature_name
 from circuits.gemma3 import Gemma3
 from circuits.graphs.graph import AttributionGraph, Header, NodeTable
 from circuits.graphs.scores import annotate
@@ -27,7 +29,7 @@ def assemble(model: Gemma3, transcoders: Transcoders, local: LocalReplacement, t
         residuals: (S + K,) conservation residual of every computed row.
     """
     n_nodes = local.n_sources + len(targets.values)
-    nodes = _node_table(model, transcoders, local, targets, header.token_texts, n_nodes)
+    nodes = _node_table(model, transcoders, local, targets, header, n_nodes)
     nodes.expanded[:len(local.active)] = expanded
     nodes.expanded[local.n_sources:] = True
     nodes.residual[:] = residuals
@@ -44,15 +46,15 @@ def assemble(model: Gemma3, transcoders: Transcoders, local: LocalReplacement, t
     return annotate(graph)
 
 
-def _node_table(model: Gemma3, transcoders: Transcoders, local: LocalReplacement, targets: Targets, texts: list[str],
+def _node_table(model: Gemma3, transcoders: Transcoders, local: LocalReplacement, targets: Targets, header: Header,
                 n_nodes: int) -> NodeTable:
-    active, masked = local.active, local.masked
+    active, masked, texts = local.active, local.masked, header.token_texts
     positions, layers = np.arange(local.n_positions), np.arange(local.n_layers)
     table = NodeTable.build(n_nodes, kind="feature")
     part = slice(0, len(active))
     for name in ("layer", "position", "feature", "value"):
         table[name][part] = getattr(active, name).cpu().numpy()
-    table.label[part] = _feature_labels(model, transcoders, local)
+    table.label[part] = _feature_labels(model, transcoders, local, header.warnings)
     part = slice(part.stop, local.first_embedding)
     unmasked = positions[masked:]
     table.kind[part] = "error"
@@ -74,20 +76,17 @@ def _node_table(model: Gemma3, transcoders: Transcoders, local: LocalReplacement
     return table
 
 
-def _feature_labels(model: Gemma3, transcoders: Transcoders, local: LocalReplacement) -> list[str]:
-    """(N,) what is known of each active feature: tokens it fires on and tokens it promotes, else its number."""
-    labels: list[str] = []
+def _feature_labels(model: Gemma3, transcoders: Transcoders, local: LocalReplacement, warnings: list[str]) -> list[str]:
+    """(N,) number and label of each active feature. Labels that cannot be read cost a warning, not the graph."""
+    try:
+        labels = Labels.open(transcoders, text=lambda token: token_text(model, token))
+    except CircuitsError as error:
+        warnings.append(f"features have no labels: {error}")
+        labels = Labels(transcoders)
+    named: list[str] = []
     for layer in range(local.n_layers):
-        features = local.active.feature[local.active.layer == layer]
-        known = transcoders.label_tokens(layer, features)
-        for i, feature in enumerate(features.tolist()):
-            label = f"{layer}/{feature}"
-            if known is not None:
-                promoted, active = (_quoted(model, column[i].tolist()) for column in known)
-                label += (f" on {active}" if active else "") + (f" says {promoted}" if promoted else "")
-            labels.append(label)
-    return labels
-
-
-def _quoted(model: Gemma3, tokens: list[int], count: int = 3) -> str:
-    return " ".join(f'"{token_text(model, token)}"' for token in tokens[:count] if token >= 0)
+        features = local.active.feature[local.active.layer == layer].tolist()
+        distinct = sorted(set(features))
+        known = dict(zip(distinct, labels.of(layer, distinct), strict=True))
+        named += [feature_name(layer, feature, known[feature]) for feature in features]
+    return named

@@ -123,6 +123,10 @@ class Gemma3:
         """(D,) 1 + w of the final norm, without its scale."""
         return 1.0 + self.hf.model.norm.weight.float()
 
+    def mlp_norm_gain(self, layer: int) -> Tensor:
+        """(D,) 1 + w of a layer's pre_feedforward_layernorm, without its scale."""
+        return 1.0 + self.hf.model.layers[layer].pre_feedforward_layernorm.weight.float()
+
     @torch.no_grad()
     def freeze(self, tokens: list[int]) -> FrozenPass:
         """Run ``tokens`` once and record patterns, norm gains, MLP inputs and outputs.

@@ -64,6 +64,11 @@ def masked_prefix(tokens: Sequence[int]) -> int:
     return len(CHAT_PREFIX) if tuple(tokens[:len(CHAT_PREFIX)]) == CHAT_PREFIX else 1
 
 
+def prefix_tokens(model_name: str) -> list[int]:
+    """What every training sequence starts with: ``<bos>``, or the chat template's first four tokens for -it models."""
+    return list(CHAT_PREFIX) if model_name.endswith("-it") else [CHAT_PREFIX[0]]
+
+
 def token_text(model: Gemma3, token: int) -> str:
     """The text of one token alone; bytes of a longer character as ``<0xF0>``, and the token's number in brackets where
     there is no tokenizer or no such token in it."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -80,11 +80,78 @@ def visible(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
 
 
-def quality_table(quality: dict[str, Any]) -> Table:
-    """Measures of :func:`circuits.training.evaluate.evaluate_on_sequences`, one a row."""
-    table = Table("measure", "value", title="Transcoder quality", title_justify="left")
-    for name, value in quality.items():
-        text = " ".join(f"{v:.3f}" for v in value) if isinstance(value, list) else (
-            f"{value:.4g}" if isinstance(value, float) else str(value))
-        table.add_row(name.replace("_", " "), Text(text))
+MEASURES = {
+    "fvu_mean": ("variance unexplained, mean over layers", ".3f"),
+    "active_per_position": ("active features per position", ".1f"),
+    "dead_fraction": ("features that fired nowhere in this text", ".1%"),
+    "dense_fraction": ("features firing on over 10% of positions", ".1%"),
+    "kl": ("all MLPs replaced: KL, nats", ".3f"),
+    "top1_agreement": ("all MLPs replaced: top-1 agreement", ".1%"),
+    "loss_replaced": ("all MLPs replaced: loss, nats", ".3f"),
+    "loss_recovered": ("all MLPs replaced: loss recovered", ".1%"),
+    "kl_with_errors": ("the same with error terms: KL (0 by construction)", ".1e"),
+    "top1_with_errors": ("the same with error terms: top-1 agreement", ".1%"),
+    "kl_mean_ablated": ("MLPs mean-ablated: KL, nats", ".3f"),
+    "loss_mean_ablated": ("MLPs mean-ablated: loss, nats", ".3f"),
+    "loss": ("original model: loss, nats", ".3f"),
+    "replacement_score": ("graphs: replacement score, mean", ".3f"),
+    "completeness_score": ("graphs: completeness score, mean", ".3f"),
+    "positions": ("positions measured", "d"),
+}
+"""Scalars of :class:`circuits.training.evaluate.Quality` and GraphQuality: what their rows say, and in which form."""
+LAYER_MEASURES = {"fvu_by_layer": ("unexplained", ".3f"), "active_by_layer": ("active", ".1f"),
+                  "dead_by_layer": ("fired nowhere", ".1%"), "dense_by_layer": ("over 10%", ".1%")}
+
+Named = Sequence[tuple[str, dict[str, Any]]]
+"""Transcoder sets by name, each with its numbers as ``--json`` writes them; a key that is absent shows as a dash."""
+
+
+def quality_table(sets: Named) -> Table:
+    """Measures, one a row, with a column for each transcoder set."""
+    table = _table("Transcoder quality", Text("measure"), *(_cell(name) for name, _ in sets))
+    for key, (label, form) in MEASURES.items():
+        if any(numbers.get(key) is not None for _, numbers in sets):
+            table.add_row(label, *(_figure(numbers.get(key), form) for _, numbers in sets))
     return table
+
+
+def layer_table(sets: Named) -> Table:
+    """Measures by layer: all of them for one set, the variance unexplained of each for several."""
+    if len(sets) == 1:
+        title = "By layer"
+        chosen = [(label, sets[0][1].get(key), form) for key, (label, form) in LAYER_MEASURES.items()]
+    else:
+        title = "Variance unexplained by layer"
+        chosen = [(name, numbers.get("fvu_by_layer"), ".3f") for name, numbers in sets]
+    columns = [(_cell(label), values, form) for label, values, form in chosen if values is not None]
+    table = _table(title, Text("layer"), *(label for label, _, _ in columns))
+    for layer in range(max((len(values) for _, values, _ in columns), default=0)):
+        table.add_row(str(layer), *(_figure(values[layer], form) for _, values, form in columns))
+    return table
+
+
+def prompt_table(sets: Named) -> Table:
+    """Replacement and completeness of every prompt's graph, a pair of columns for each set."""
+    several = len(sets) > 1
+    heads = [_cell(f"{name}: {what}" if several else what) for name, _ in sets
+             for what in ("replacement", "completeness")]
+    table = _table("Graphs, unpruned", Text("prompt"), *heads)
+    for graphs in zip(*(numbers["prompts"] for _, numbers in sets), strict=True):
+        table.add_row(_cell(graphs[0]["prompt"]), *(_figure(graph[key], ".3f") for graph in graphs
+                                                    for key in ("replacement_score", "completeness_score")))
+    return table
+
+
+def _table(title: str, *columns: Text) -> Table:
+    table = Table(title=title, title_justify="left")
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    return table
+
+
+def _figure(value: float | None, form: str) -> str:
+    return "–" if value is None else format(value, form)
+
+
+def _cell(text: str) -> Text:
+    return Text(visible(text))

@@ -58,6 +58,9 @@ class Transcoders:
         """The model they were trained on; empty when the files do not say."""
         self.masked_positions = checkpoint.masked_positions
         """Positions at the start of a prompt that training left out; None when the files do not say."""
+        self.folder = checkpoint.folder
+        """Where the set lies, and with it what is known of its features; None for a set that is in no folder. It need
+        not exist yet: the layers of a Gemma Scope 2 per-layer set lie in folders beside it."""
         self.device = resolve_device(str(device))
         self._layers = checkpoint.layers
         self.n_layers = len(self._layers)
@@ -146,9 +149,22 @@ class Transcoders:
         stored = self._layer(layer)
         return self._read(stored, "a decoder row", stored.decoder_rows(self._indices(layer, features)))
 
+    def decoder_outputs(self, layer: int, features: Tensor) -> Tensor:
+        """(n, S) bool: into which of :meth:`output_layers` the features (n,) have a decoder vector; where not, it is
+        zero. All true for a format that stores every vector."""
+        return self._layer(layer).decoder_outputs(self._indices(layer, features)).to(self.device)
+
     def b_dec(self, layer: int) -> Tensor:
         """(D,) decoder bias: what is written at ``layer`` whatever is active."""
         return self._vector(self._layer(layer), "b_dec")
+
+    def threshold(self, layer: int) -> Tensor | None:
+        """(F,) JumpReLU thresholds of a layer; None for ReLU and TopK."""
+        return self._threshold(self._layer(layer))
+
+    def top_k(self, layer: int) -> int | None:
+        """Active features a position keeps, where the layer is TopK."""
+        return self._layer(layer).k
 
     def skip(self, layer: int) -> Tensor | None:
         """(D, D) affine skip, y += x @ skip at ``layer``; None without one."""

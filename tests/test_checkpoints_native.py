@@ -64,7 +64,7 @@ def test_labels_and_settings_come_back(tmp_path: Path) -> None:
     assert labels[1].tolist() == [[7030, 7031, 7032], [7000, 7001, 7002]]
     assert (opened.masked_positions, opened.model_name, opened.kind) == (4, "gemma-3-270m", "clt")
     config = native.read_config(tmp_path)
-    assert (config["training"], config["quality"], config["version"]) == ({"tokens": 5}, {"fvu": [0.5]}, 1)
+    assert (config["training"], config["quality"], config["version"]) == ({"tokens": 5}, {"fvu": [0.5]}, 2)
     plain = open_transcoders(folders.native_folder(tmp_path / "plain", dictionary(span=2), masked_prefix=None))
     assert plain.label_tokens(0, torch.tensor([0])) is None
     assert plain.masked_positions is None
@@ -82,8 +82,37 @@ def test_relu_is_a_layer_without_thresholds(tmp_path: Path) -> None:
     assert position.tolist() == [0] * len(feature)
 
 
+def test_topk_is_a_setting_of_the_folder(tmp_path: Path) -> None:
+    d = dictionary(span=1)
+    source = folders.native_folder(tmp_path, d, k=3)
+    for i in range(4):
+        change_tensor(tmp_path / f"layer_{i}.safetensors", threshold=None)
+    opened = open_transcoders(source)
+    assert [opened.top_k(i) for i in range(4)] == [3] * 4
+    _, feature, value = opened.encode(2, torch.ones(1, 8))
+    want = (d.w_enc[2].sum(1) + d.b_enc[2]).topk(3)
+    assert feature.tolist() == sorted(want.indices.tolist())
+    assert sorted(value.tolist()) == pytest.approx(sorted(want.values.tolist()))
+
+
+def test_version_1_is_read(tmp_path: Path) -> None:
+    d = dictionary(span=2)
+    source = folders.native_folder(tmp_path, d, storage="int8")
+    change_config(tmp_path, version=1, k="drop")
+    opened = open_transcoders(source)
+    torch.testing.assert_close(opened.decoder_rows(1, torch.arange(24)), d.w_dec[1], atol=0.02, rtol=0)
+    assert opened.decoder_outputs(1, torch.tensor([3, 3])).tolist() == [[True, True]] * 2
+
+
+def test_files_that_are_no_part_of_the_format_are_left_alone(tmp_path: Path) -> None:
+    source = folders.native_folder(tmp_path, dictionary(span=2))
+    for name in ("features.bin", "features.safetensors", "layers.json", "README.md"):
+        (tmp_path / name).write_bytes(b"anything")
+    assert open_transcoders(source).n_layers == 4
+
+
 @pytest.mark.parametrize(("changes", "match"), [
-    ({"version": 2}, "format version 2, this gemma-circuits reads up to 1: upgrade"),
+    ({"version": 3}, "format version 3, this gemma-circuits reads up to 2: upgrade"),
     ({"version": 0}, "says version 0"), ({"version": "drop"}, "says version None"),
     ({"n_layers": 5}, r"lacks layer_4\.safetensors \(4 of 5 layers are there\)"),
     ({"n_layers": 3}, r"layer_3\.safetensors is none of the 3 layers"),
@@ -94,6 +123,8 @@ def test_relu_is_a_layer_without_thresholds(tmp_path: Path) -> None:
     ({"span": 3}, r"W_dec in .* has shape \[24, 2, 8\], expected \[24, 3, 8\]"),
     ({"kind": "sae"}, "says kind 'sae', expected clt or plt"), ({"kind": "plt"}, "kind plt with span 2"),
     ({"masked_prefix": -1}, "says masked_prefix -1"),
+    ({"k": 0}, "says k 0, expected 1 to 24"), ({"k": 25}, "says k 25, expected 1 to 24"), ({"k": True}, "says k True"),
+    ({"k": 3}, "has thresholds, but config.json says k 3"),
     ({"format": "other"}, "holds no transcoder this reader knows")])
 def test_settings_that_contradict(changes: dict[str, Any], match: str, tmp_path: Path) -> None:
     folders.native_folder(tmp_path, dictionary(span=2))

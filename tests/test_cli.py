@@ -12,7 +12,7 @@ from safetensors.numpy import load_file
 from safetensors.torch import save_file
 from test_prompt import write_tokenizer
 from tiny_models import text_folder
-from transcoder_folders import dictionary, gemma_scope_clt
+from transcoder_folders import dictionary, gemma_scope_clt, gemma_scope_plt
 
 import circuits.graphs
 from circuits import cli
@@ -112,9 +112,53 @@ def test_evaluate(run, source, tmp_path: Path) -> None:
     done = run("evaluate", *source, "--text", "t.txt", "--length", 12, "--max-tokens", 60, "--json", "q.json")
     assert done.status == 0, done.err
     quality = json.loads((tmp_path / "q.json").read_text())
-    assert set(quality) >= {"fvu_mean", "fvu_by_layer", "active_per_position", "kl", "kl_mean_ablated",
-                            "top1_agreement"}
+    assert set(quality) >= {"fvu_mean", "fvu_by_layer", "active_per_position", "active_by_layer", "kl",
+                            "kl_mean_ablated", "top1_agreement", "dead_fraction", "dense_fraction", "loss",
+                            "loss_replaced", "loss_mean_ablated", "loss_recovered", "kl_with_errors",
+                            "top1_with_errors"}
     assert len(quality["fvu_by_layer"]) == 4
+    assert (quality["positions"], quality["transcoders"], quality["text"]) == (60, source[3], "t.txt")
+    assert "prompts" not in quality
+    assert "Transcoder quality" in done.out
+
+
+def test_evaluate_on_sampled_text_and_prompts(run, source, tmp_path: Path) -> None:
+    (tmp_path / "p.jsonl").write_text(json.dumps({"prompt": PROMPT}) + "\n\n" + json.dumps({"prompt": "x mo x"}) + "\n")
+    done = run("evaluate", *source, "--sampled", 40, "--length", 12, "--prompts", "p.jsonl", "--json", "q.json")
+    assert done.status == 0, done.err
+    quality = json.loads((tmp_path / "q.json").read_text())
+    assert quality["positions"] == 44  # four sequences of eleven
+    assert quality["text"] == "sampled from the model, seed 99"
+    assert [graph["prompt"] for graph in quality["prompts"]] == [PROMPT, "x mo x"]
+    run("trace", PROMPT, *source, "--coverage", 1, "--no-prune", "--json", "n.json")
+    traced = json.loads((tmp_path / "n.json").read_text())
+    assert quality["prompts"][0]["replacement_score"] == pytest.approx(traced["replacement"])
+    assert quality["prompts"][0]["completeness_score"] == pytest.approx(traced["completeness"])
+    for key in ("replacement_score", "completeness_score"):
+        assert quality[key] == pytest.approx(sum(graph[key] for graph in quality["prompts"]) / 2)
+    assert "x mo x" in done.out
+    again = run("evaluate", *source, "--sampled", 40, "--length", 12, "--seed", 7, "--prompts", "p.jsonl",
+                "--coverage", 0.5, "--json", "other.json")
+    assert again.status == 0, again.err
+    other = json.loads((tmp_path / "other.json").read_text())
+    assert other["kl"] != quality["kl"]
+    assert 0 < other["prompts"][0]["unexplored"] <= 0.5
+
+
+def test_evaluate_several_sets_in_one_table(run, source, tmp_path: Path) -> None:
+    plt = gemma_scope_plt(tmp_path / "plt", dictionary(span=1, n_layers=4, features=20, d_model=32))
+    (tmp_path / "p.jsonl").write_text(json.dumps({"prompt": PROMPT}))
+    (tmp_path / "t.txt").write_text("paris x mo paris " * 20)
+    options = ["--text", "t.txt", "--length", 12, "--prompts", "p.jsonl", "--json", "q.json"]
+    done = run("evaluate", *source, "--transcoders", plt, *options)
+    assert done.status == 0, done.err
+    both = json.loads((tmp_path / "q.json").read_text())
+    assert [entry["transcoders"] for entry in both["sets"]] == [source[3], plt]
+    assert done.out.count("Transcoder quality") == 1
+    run("evaluate", *source[:2], "--device", "cpu", "--transcoders", plt, *options)
+    alone = json.loads((tmp_path / "q.json").read_text())
+    assert both["sets"][1] == {key: value for key, value in alone.items() if key not in ("model", "text")}
+    assert f"{alone['fvu_mean']:.3f}" in done.out
 
 
 def test_train_then_trace_with_what_it_wrote(run, source, tmp_path: Path) -> None:
@@ -146,7 +190,13 @@ def test_train_then_trace_with_what_it_wrote(run, source, tmp_path: Path) -> Non
     (["trace", PROMPT, "-o", "."], "."),
     (["trace", PROMPT, "--json", "absent/n.json"], "there is no folder absent"),
     (["trace", PROMPT, "--coverage", "many"], "--coverage"),
-    (["evaluate", "--text", "absent.txt"], "cannot read absent.txt")])
+    (["evaluate", "--text", "absent.txt"], "cannot read absent.txt"),
+    (["evaluate"], "either --text with a file or --sampled"),
+    (["evaluate", "--text", "t.txt", "--sampled", 5], "either --text with a file or --sampled"),
+    (["evaluate", "--sampled", 0], "0 tokens to sample"),
+    (["evaluate", "--sampled", 9, "--length", 65], "length is 65: expected 2 to 64"),
+    (["evaluate", "--sampled", 9, "--length", 5, "--prompts", "absent.jsonl"], "cannot read absent.jsonl"),
+    (["evaluate", "--sampled", 9, "--json", "absent/n.json"], "there is no folder absent")])
 def test_bad_input(run, source, tmp_path: Path, arguments: list[str], message: str) -> None:
     # a later -o is fine: the bad argument alone must stop everything
     extra = ["-o", "fine.html"] if arguments[0] == "trace" else []
@@ -160,6 +210,17 @@ def one_clear_line(done: Done, message: str) -> None:
     assert message in done.err
     assert "Traceback" not in done.err + done.out
     assert "internal error" not in done.err
+
+
+@pytest.mark.parametrize(("content", "message"), [
+    ("", "holds no prompts"), ('{"text": "x"}', "line 1: expected a JSON object with a 'prompt' key"),
+    ('{"prompt": "x mo"}\n{"prompt": 3}', "line 2: 'prompt' must be a string"),
+    ('{"prompt": "x mo"}\n{"prompt": " "}', "prompt 2: the prompt is empty"),
+    ('{"prompt": "x mo"}', "coverage is 1.5")])
+def test_bad_prompt_files(run, source, tmp_path: Path, content: str, message: str) -> None:
+    (tmp_path / "p.jsonl").write_text(content)
+    done = run("evaluate", *source, "--sampled", 9, "--length", 5, "--prompts", "p.jsonl", "--coverage", 1.5)
+    one_clear_line(done, message)
 
 
 @pytest.mark.parametrize("device", ["tpu", "cuda:99"])

@@ -184,6 +184,10 @@ def test_a_reader_of_sparse_decoders_needs_no_change_here() -> None:
                     rows[row, output] = self.stored.get((feature, output), torch.zeros(2))
             return rows
 
+        def decoder_outputs(self, features: torch.Tensor) -> torch.Tensor:
+            pairs = [[(feature, output) in self.stored for output in range(2)] for feature in features.tolist()]
+            return torch.tensor(pairs)
+
         def skip(self) -> None:
             return None
 
@@ -194,6 +198,7 @@ def test_a_reader_of_sparse_decoders_needs_no_change_here() -> None:
     assert opened.output_layers(0) == range(0, 2)
     rows = opened.decoder_rows(0, torch.tensor([2, 0]))
     assert rows.tolist() == [[[3.0, 4.0], [0.0, 0.0]], [[0.0, 0.0], [1.0, 2.0]]]
+    assert opened.decoder_outputs(0, torch.tensor([2, 0])).tolist() == [[True, False], [False, True]]
     assert [column.tolist() for column in opened.encode(0, torch.tensor([[0.0, 5.0]]))] == [[0], [1], [5.0]]
 
 
@@ -357,8 +362,11 @@ def test_hub_clt_and_a_repository_root(hub: Hub) -> None:
     own = hub.remote / "me/my-transcoder"
     folders.native_folder(own, dictionary(span=2))
     folders.gemma_scope_plt(own / "layer_1_deeper", dictionary(span=1))
+    for name in ("features.bin", "labels.json", "examples.bin"):
+        (own / name).write_bytes(b"of features")
     check_same(open_transcoders("me/my-transcoder"), dictionary(span=2))
-    assert sorted(hub.files) == ["config.json", *(f"layer_{i}.safetensors" for i in range(4))]
+    assert sorted(hub.files) == ["config.json", "features.bin", "labels.json", *(
+        f"layer_{i}.safetensors" for i in range(4))]
 
 
 def test_hub_circuit_tracer_folder(hub: Hub) -> None:

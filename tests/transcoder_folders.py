@@ -136,7 +136,8 @@ def tracer_clt(folder: Path, d: Dictionary, *, threshold: bool = True, **changes
 
 
 def native_folder(folder: Path, d: Dictionary, *, storage: str = "float32", labels: bool = False,
-                  **changes: Any) -> str:
+                  keep: list[Tensor] | None = None, **changes: Any) -> str:
+    """``keep``: (F, S_i) of each layer, the decoder vectors that are stored."""
     span = d.w_dec[0].shape[1]
     settings = {"kind": "clt" if span > 1 else "plt", "n_layers": d.n_layers, "d_model": d.d_model,
                 "d_transcoder": len(d.b_enc[0]), "span": span, "model_name": "gemma-3-270m", "masked_prefix": 1}
@@ -145,6 +146,7 @@ def native_folder(folder: Path, d: Dictionary, *, storage: str = "float32", labe
         tensors = {"W_enc": d.w_enc[i], "W_dec": d.w_dec[i], "b_enc": d.b_enc[i], "b_dec": d.b_dec[i],
                    "threshold": d.threshold[i]}
         tensors |= {"skip": d.skip[i]} if d.skip else {}
+        tensors |= {"W_dec_keep": keep[i]} if keep else {}
         if labels:
             ids = torch.arange(len(d.b_enc[i]), dtype=torch.int32)[:, None]
             tensors |= {"promoted_tokens": 1000 * i + 10 * ids + torch.arange(3),

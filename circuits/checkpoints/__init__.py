@@ -19,9 +19,6 @@ def read(path: Path) -> Checkpoint | None:
         InputError: one layer's folder, or a folder of several per-layer sets.
         FormatError: of no known format, or damaged.
     """
-    if not path.is_dir():
-        beside = gemma_scope2.variants(path.parent)
-        return gemma_scope2.open_plt(path.parent, path.name) if path.name in beside else None
     if native.matches(path):
         return native.open_folder(path)
     if circuit_tracer.matches(path):
@@ -30,6 +27,10 @@ def read(path: Path) -> Checkpoint | None:
         return gemma_scope2.open_clt(path)
     if gemma_scope2.variants(path):
         return gemma_scope2.open_plt(path)
+    if path.name in gemma_scope2.variants(path.parent):  # even if there is such a folder: it may hold feature data
+        return gemma_scope2.open_plt(path.parent, path.name)
+    if not path.is_dir():
+        return None
     if gemma_scope2.is_layer(path):
         raise InputError(gemma_scope2.one_layer_message(path))
     raise FormatError(f"{path} holds no transcoder this reader knows: expected config.json of {native.FORMAT}, "

@@ -68,7 +68,7 @@ def open_folder(folder: Path) -> Checkpoint:
         checkpoint = _open_clt(folder, config)
     require_equal_width(checkpoint.layers, folder)
     require_distinct(checkpoint.layers)
-    return Checkpoint(kind, checkpoint.layers, model_name=str(config.get("model_name") or ""))
+    return Checkpoint(kind, checkpoint.layers, model_name=str(config.get("model_name") or ""), folder=folder)
 
 
 def _read_config(path: Path) -> dict[str, Any]:

@@ -125,7 +125,8 @@ def open_plt(folder: Path, variant: str | None = None) -> Checkpoint:
                           "set again")
     require_equal_width(layers, folder)
     require_distinct(layers)
-    return Checkpoint("plt", layers, model_name=names.pop() if names else _model_from_path(folder))
+    return Checkpoint("plt", layers, model_name=names.pop() if names else _model_from_path(folder),
+                      folder=folder / variant)
 
 
 def open_clt(folder: Path) -> Checkpoint:
@@ -146,7 +147,8 @@ def open_clt(folder: Path) -> Checkpoint:
     config = _settings(folder)
     for layer in checkpoint.layers:
         _check_settings(config, folder, None, layer, affine_in_name=folder.name.endswith("_affine"))
-    return Checkpoint("clt", checkpoint.layers, str(config.get("model_name") or _model_from_path(folder)))
+    return Checkpoint("clt", checkpoint.layers, str(config.get("model_name") or _model_from_path(folder)),
+                      folder=folder)
 
 
 def open_plt_layer(path: Path) -> DenseLayer:

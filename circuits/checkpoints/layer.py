@@ -53,7 +53,10 @@ class Layer(Protocol):
         """``b_enc`` (F,), ``b_dec`` (D,) or ``threshold`` (F,; None where the activation has none)."""
 
     def decoder_rows(self, features: Tensor) -> Tensor:
-        """(n, S, D)"""
+        """(n, S, D); zero where nothing is stored."""
+
+    def decoder_outputs(self, features: Tensor) -> Tensor:
+        """(n, S) bool: the decoder vectors that are stored; all of them where the format has no other way."""
 
     def skip(self) -> Tensor | None:
         """(D, D) with y += x @ skip, or None."""
@@ -71,6 +74,9 @@ class Checkpoint:
     layers: list[Layer]
     model_name: str = ""
     masked_positions: int | None = None
+    folder: Path | None = None
+    """Where the set lies; a Gemma Scope 2 per-layer set is spread over several folders and has one of its own, named
+    like its variant, beside them, which need not exist."""
 
 
 @dataclass(frozen=True)
@@ -145,6 +151,9 @@ class DenseLayer:
     def decoder_rows(self, features: Tensor) -> Tensor:
         rows = self.decoder_file.rows(self.names["w_dec"], features, self.first_output).float()
         return rows.view(len(features), self.n_outputs, self.d_model)
+
+    def decoder_outputs(self, features: Tensor) -> Tensor:
+        return torch.ones(len(features), self.n_outputs, dtype=torch.bool)
 
     def skip(self) -> Tensor | None:
         if "skip" not in self.names:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
-from circuits.errors import FormatError
+from circuits.errors import FormatError, InputError
+from circuits.graphs.store import replacing
 
 FLOATING = ("F64", "F32", "F16", "BF16")
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I8": torch.int8}
@@ -56,7 +60,7 @@ class WeightFile:
         """``tensor(name)[index]`` (n, ...), or ``[index, first:]``, in the stored dtype, reading only those bytes.
 
         A memory map would have the kernel read ahead around every row, on some disks by megabytes: scattered rows
-        would then cost the whole file.
+        would then cost the whole file. Neighbouring rows are read at once.
         """
         dtype = _DTYPES[self.dtypes[name]]
         _, *inner = self.shapes[name]
@@ -69,10 +73,9 @@ class WeightFile:
             with self.path.open("rb", buffering=0) as file:
                 if hasattr(os, "posix_fadvise"):
                     os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_RANDOM)
-                for i, row in enumerate(wanted.tolist()):
-                    file.seek(self._starts[name] + row * stride + skipped)
-                    if file.readinto(target[i]) != target.shape[1]:
-                        raise OSError("it ends early")
+                for begin, end in _runs(wanted, whole_rows=not skipped):
+                    file.seek(self._starts[name] + int(wanted[begin]) * stride + skipped)
+                    _fill(file, target[begin:end].reshape(-1).data)
         except OSError as error:
             raise FormatError(f"{self.path} cannot be read any more ({error}): was it moved or replaced?") from error
         shaped = rows.view(dtype).view(len(wanted), inner[0] - first, *inner[1:])
@@ -116,6 +119,38 @@ class WeightFile:
             raise FormatError(f"{name} in {self.path} has {bad} NaN or infinite values of {values.numel()}: the file "
                               "is damaged, download or copy it again")
         return values
+
+
+def _runs(rows: Tensor, *, whole_rows: bool) -> list[tuple[int, int]]:
+    """Slices of the ascending ``rows`` that lie one after the other in the file, which parts of rows never do."""
+    if not whole_rows:
+        return [(i, i + 1) for i in range(len(rows))]
+    breaks = [*((rows.diff() != 1).nonzero()[:, 0] + 1).tolist(), len(rows)]
+    return list(zip([0, *breaks[:-1]], breaks, strict=True)) if len(rows) else []
+
+
+def _fill(file: io.RawIOBase, target: memoryview) -> None:
+    """Read until ``target`` is full: one call reads 2 GiB at most."""
+    done = 0
+    while done < len(target):
+        count = file.readinto(target[done:])
+        if not count:
+            raise OSError("it ends early")
+        done += count
+
+
+def save(path: Path, tensors: dict[str, Tensor], check: Callable[[Path], Any] = lambda path: None) -> None:
+    """Write a safetensors file beside ``path`` and, when ``check`` accepts it, rename it to ``path``.
+
+    Raises:
+        InputError: the folder cannot be written, or the disk is full.
+    """
+    with replacing(path) as scratch:
+        try:
+            save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, scratch)
+        except SafetensorError as error:  # how it reports a full disk
+            raise InputError(f"{path} cannot be written ({error}): free some space, or choose another place") from error
+        check(scratch)
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -1,198 +1,210 @@
 """How well transcoders stand in for the MLPs: variance unexplained, sparsity, and the model with all MLPs replaced.
 
-Shapes: B sequences, P positions, L layers, D d_model, V vocabulary.
+Shapes: B sequences, P positions, L layers, D d_model, F features of a layer, V vocabulary, N measured positions of a
+batch (those that are not masked, of all its sequences).
+Measures: Ameisen et al. 2025, "Circuit Tracing" (evaluating transcoders); Gemma Scope 2 technical report.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
-from pathlib import Path
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from circuits.errors import InputError
 from circuits.gemma3 import Gemma3
-from circuits.prompt import masked_prefix
+from circuits.training.comparison import Batch, Comparison, in_batches
+from circuits.training.reconstruction import MeanAblation, Reconstruction, Replacement, unmasked
 from circuits.transcoder import Transcoders
 
 Report = Callable[[str, int, int], None]
 
+DENSE = 0.1
+"""A feature that fires on a larger share of positions than this is dense."""
 
-def read_sequences(model: Gemma3, path: Path, *, length: int = 128, max_tokens: int = 16384) -> list[list[int]]:
-    """Token sequences of at most ``length``, each starting with ``<bos>``, cut from a text.
 
-    Args:
-        path: plain text, or JSONL whose objects have a ``text`` key (one document each).
+@dataclass(frozen=True)
+class Quality:
+    """What :func:`evaluate_on_sequences` measures. Masked positions (``<bos>``, a chat template's start) count nowhere;
+    what cannot be told from the text, such as a loss of one-token sequences, is NaN."""
+
+    positions: int
+    """Positions measured. Whether a feature is dead shows only on many: one that fires once in 100,000 positions did
+    not fire on most texts of 4,000."""
+    fvu_by_layer: list[float]
+    """(L,) squared error over variance of the MLP output, on the model's own activations."""
+    density: list[np.ndarray]
+    """Per layer (F,): share of positions each feature fired on, on the model's own activations."""
+    kl: float
+    """Every MLP replaced at once, without error terms: KL divergence of its next-token distribution from the
+    original's, nats per position."""
+    top1_agreement: float
+    """Share of positions where that model's likeliest token is the original's."""
+    kl_mean_ablated: float
+    """KL with every MLP output replaced by its mean over this text."""
+    loss: float
+    """Cross entropy of the text's next tokens under the original model, nats per token."""
+    loss_replaced: float
+    loss_mean_ablated: float
+    kl_with_errors: float
+    """Every MLP replaced, and what the transcoders missed on the model's own pass added back. With errors frozen from
+    that pass this is the original model again, so the KL is 0 up to rounding and the agreement 1: they check the
+    reconstruction's plumbing and say nothing of quality. Measured on the first batch of sequences only."""
+    top1_with_errors: float
+
+    @property
+    def fvu_mean(self) -> float:
+        """Mean over layers."""
+        return float(np.mean(self.fvu_by_layer))
+
+    @property
+    def active_by_layer(self) -> list[float]:
+        """(L,) features that fire at a position, on average."""
+        return [float(d.sum()) for d in self.density]
+
+    @property
+    def dead_by_layer(self) -> list[float]:
+        """(L,) share of features that fired nowhere on this text; see ``positions``."""
+        return [float((d == 0).mean()) for d in self.density]
+
+    @property
+    def dense_by_layer(self) -> list[float]:
+        """(L,) share of features that fired on more than DENSE of the positions."""
+        return [float((d > DENSE).mean()) for d in self.density]
+
+    @property
+    def loss_recovered(self) -> float:
+        """Share of the loss that mean ablation adds which the transcoders take back; 1 is the original model."""
+        gap = self.loss_mean_ablated - self.loss
+        return (self.loss_mean_ablated - self.loss_replaced) / gap if gap else math.nan
+
+    def numbers(self) -> dict[str, Any]:
+        """All measures but the densities, ready for JSON: NaN and infinity become None."""
+        every = np.concatenate(self.density)
+        values: dict[str, Any] = {
+            "fvu_mean": self.fvu_mean, "fvu_by_layer": self.fvu_by_layer,
+            "active_per_position": sum(self.active_by_layer), "active_by_layer": self.active_by_layer,
+            "dead_fraction": float((every == 0).mean()), "dead_by_layer": self.dead_by_layer,
+            "dense_fraction": float((every > DENSE).mean()), "dense_by_layer": self.dense_by_layer,
+            "kl": self.kl, "kl_mean_ablated": self.kl_mean_ablated, "top1_agreement": self.top1_agreement,
+            "loss": self.loss, "loss_replaced": self.loss_replaced, "loss_mean_ablated": self.loss_mean_ablated,
+            "loss_recovered": self.loss_recovered, "kl_with_errors": self.kl_with_errors,
+            "top1_with_errors": self.top1_with_errors, "positions": self.positions}
+        return {name: [_plain(v) for v in value] if isinstance(value, list) else _plain(value)
+                for name, value in values.items()}
+
+
+def _plain(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def evaluate_on_sequences(model: Gemma3, transcoders: Transcoders, sequences: Sequence[Sequence[int]], *,
+                          progress: Report = lambda stage, done, total: None) -> Quality:
+    """Quality of ``transcoders`` on token sequences; masked positions keep the model's own MLP outputs.
 
     Raises:
-        InputError: the file cannot be read, is not what it should be, or holds fewer than two tokens.
+        InputError: no sequence with a position to measure.
+        ModelError: the transcoders are of another model.
     """
-    if length < 2 or max_tokens < 2:
-        raise InputError(f"length is {length} and max_tokens {max_tokens}: expected at least 2 of each")
-    if model.tokenizer is None:
-        raise InputError(f"{model.name} has no tokenizer files: text cannot be read")
-    bos = model.tokenizer.bos_token_id
-    sequences: list[list[int]] = []
-    room = max_tokens
-    for document in _documents(path):
-        ids = model.tokenizer(document, add_special_tokens=False)["input_ids"][:room]
-        sequences += [[bos, *ids[i:i + length - 1]] for i in range(0, len(ids), length - 1)]
-        room -= len(ids)
-        if room <= 0:
-            break
-    sequences = [s for s in sequences if len(s) >= 2]
-    if not sequences:
-        raise InputError(f"{path} holds no text: expected plain text, or JSONL with a 'text' key")
-    return sequences
-
-
-def _documents(path: Path) -> list[str]:
-    try:
-        content = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise InputError(f"{path} is not UTF-8 text") from None
-    if path.suffix != ".jsonl":
-        return [content]
-    documents = []
-    for number, line in enumerate(filter(str.strip, content.splitlines()), 1):
-        try:
-            documents.append(json.loads(line)["text"])
-        except (ValueError, KeyError, TypeError):
-            raise InputError(f"{path}, entry {number}: expected a JSON object with a 'text' key") from None
-        if not isinstance(documents[-1], str):
-            raise InputError(f"{path}, entry {number}: 'text' must be a string")
-    return documents
+    return evaluate_sets(model, [transcoders], sequences, progress=progress)[0]
 
 
 @torch.no_grad()
-def evaluate_on_sequences(model: Gemma3, transcoders: Transcoders, sequences: list[list[int]], *,
-                          progress: Report = lambda stage, done, total: None) -> dict[str, Any]:
-    """Quality of ``transcoders`` on token sequences; the masked prefix keeps the model's own MLP outputs.
+def evaluate_sets(model: Gemma3, sets: Sequence[Transcoders], sequences: Sequence[Sequence[int]], *,
+                  progress: Report = lambda stage, done, total: None) -> list[Quality]:
+    """:func:`evaluate_on_sequences` of several transcoder sets on the same text.
 
-    Returns a dict with ``fvu_by_layer`` (L,) and ``fvu_mean``: squared error over variance of the MLP output on the
-    model's own activations; ``active_per_position``: features that fire at a position, all layers together;
-    ``kl`` and ``top1_agreement``: of the model with every MLP replaced at once (no error terms) to the original, in
-    nats per position; ``kl_mean_ablated``: the same with every MLP output replaced by its mean on this text;
-    ``positions``: how many were measured.
-
-    Raises:
-        InputError: the transcoders are of another model.
+    The model itself runs over the text twice and once with its MLPs ablated, however many sets there are; each set
+    costs one more run. Memory is bounded by a batch's logits, not by the text.
     """
-    transcoders.check_model(model.n_layers, model.d_model, model.name)
-    moments = _Moments(model, transcoders)
-    for i, tokens in enumerate(sequences):
-        progress("reconstruction", i, len(sequences))
-        moments.add(tokens)
-    fvu = moments.fvu()
-    replaced, ablated = _Divergence(), _Divergence()
-    for i, tokens in enumerate(sequences):
-        progress("replaced model", i, len(sequences))
-        masked = masked_prefix(tokens)
-        batch = torch.tensor([tokens])
-        plain = model.logits_with_mlps(batch)[0, masked:].float().log_softmax(-1)
-        for divergence, mlp in ((replaced, _Replacement(transcoders, masked)),
-                                (ablated, _MeanAblation(moments.mean, masked))):
-            divergence.add(plain, model.logits_with_mlps(batch, mlp)[0, masked:].float().log_softmax(-1))
-    return {"fvu_mean": sum(fvu) / len(fvu), "fvu_by_layer": fvu,
-            "active_per_position": moments.fired / moments.positions, "kl": replaced.kl, "kl_mean_ablated": ablated.kl,
-            "top1_agreement": replaced.agreement, "positions": moments.positions}
+    for transcoders in sets:
+        transcoders.check_model(model.n_layers, model.d_model, model.name)
+    batches = list(in_batches(sequences, model.vocab_size))
+    if not batches:
+        raise InputError("there is nothing to measure: every sequence is only the tokens where features are not read; "
+                         "give longer text")
+    outputs, measures = _Outputs(model), [_Measures(transcoders) for transcoders in sets]
+    for i, batch in enumerate(batches):
+        progress("replacing the MLPs", i, len(batches))
+        with model.record_mlps() as own:
+            logits = model.logits_with_mlps(batch.tokens)
+        outputs.add(batch, own["out"])
+        for measure in measures:
+            measure.add(model, batch, own, logits, first=i == 0)
+    mean, ablated = outputs.mean().to(model.device), Comparison()
+    for i, batch in enumerate(batches):
+        progress("mean-ablated MLPs", i, len(batches))
+        logits = model.logits_with_mlps(batch.tokens)
+        ablated.add(batch, logits, model.logits_with_mlps(batch.tokens, MeanAblation(mean, batch.masked)))
+    return [measure.quality(outputs, ablated) for measure in measures]
 
 
-class _Moments:
-    """Sums over positions that FVU needs."""
+class _Outputs:
+    """Mean and variance of the model's own MLP outputs; sums in float64."""
 
-    def __init__(self, model: Gemma3, transcoders: Transcoders):
-        self.model, self.transcoders = model, transcoders
-        self.positions, self.fired = 0, 0
-        shape = (model.n_layers, model.d_model)
-        self.total = torch.zeros(shape, dtype=torch.float64)
+    def __init__(self, model: Gemma3):
+        self.positions = 0
+        self.total = torch.zeros(model.n_layers, model.d_model, dtype=torch.float64)
         self.squares = torch.zeros(model.n_layers, dtype=torch.float64)
-        self.errors = torch.zeros(model.n_layers, dtype=torch.float64)
 
-    def add(self, tokens: list[int]) -> None:
-        masked = masked_prefix(tokens)
-        mlp_in, mlp_out = (t[0, masked:].float() for t in self.model.mlp_boundaries(torch.tensor([tokens])))
-        writes = Reconstruction(self.transcoders)
-        for layer in range(self.model.n_layers):
-            y, y_hat = mlp_out[:, layer], writes.layer(layer, mlp_in[:, layer])
-            self.total[layer] += y.sum(0).double().cpu()
-            self.squares[layer] += float(y.double().square().sum())
-            self.errors[layer] += float((y - y_hat).double().square().sum())
-        self.positions += len(mlp_in)
-        self.fired += writes.fired
+    def add(self, batch: Batch, mlp_out: list[Tensor]) -> None:
+        for layer, out in enumerate(mlp_out):
+            y = _double(unmasked(out, batch.masked))
+            self.total[layer] += y.sum(0).cpu()
+            self.squares[layer] += float(y.square().sum())
+        self.positions += len(y)
 
-    @property
     def mean(self) -> Tensor:
-        """(L, D) mean MLP output."""
-        return (self.total / self.positions).float().to(self.model.device)
+        """(L, D)"""
+        return (self.total / self.positions).float()
 
-    def fvu(self) -> list[float]:
+    def variance(self) -> Tensor:
+        """(L,) summed over positions and dimensions; NaN where it is nothing but rounding, as of one position."""
         variance = self.squares - self.total.square().sum(1) / self.positions
-        return (self.errors / variance).tolist()
+        return torch.where(variance > 1e-12 * self.squares, variance, math.nan)
 
 
-class Reconstruction:
-    """MLP outputs as the transcoders predict them, layer after layer, for one pass over one sequence."""
+class _Measures:
+    """Sums over the text for one transcoder set."""
 
     def __init__(self, transcoders: Transcoders):
         self.transcoders = transcoders
-        self.pending: dict[int, Tensor] = {}
-        self.fired = 0
+        self.errors = torch.zeros(transcoders.n_layers, dtype=torch.float64)
+        self.counts = [torch.zeros(f, dtype=torch.long) for f in transcoders.d_transcoder]
+        self.replaced, self.with_errors = Comparison(), Comparison()
 
-    def layer(self, layer: int, x: Tensor) -> Tensor:
-        """(P, D) prediction at ``layer`` from its input ``x`` (P, D); layers must come in order."""
-        position, feature, value = self.transcoders.encode(layer, x)
-        self.fired += len(value)
-        distinct, place = feature.unique(return_inverse=True)
-        rows = self.transcoders.decoder_rows(layer, distinct).to(x)
-        for j, output in enumerate(self.transcoders.output_layers(layer)):
-            y_hat = self.pending.setdefault(output, torch.zeros_like(x))
-            y_hat.index_add_(0, position, rows[place, j] * value[:, None].to(x))
-        y_hat = self.pending.pop(layer) + self.transcoders.b_dec(layer).to(x)
-        skip = self.transcoders.skip(layer)
-        return y_hat if skip is None else y_hat + x @ skip.to(x)
+    def add(self, model: Gemma3, batch: Batch, own: dict[str, list[Tensor]], logits: Tensor, first: bool) -> None:
+        """Args:
+            own: the model's MLP inputs and outputs on this batch (B, P, D); logits: (B, P, V) its own.
+            first: check the error terms too.
+        """
+        reconstruction, errors = Reconstruction(self.transcoders), []
+        for layer, (mlp_in, mlp_out) in enumerate(zip(own["in"], own["out"], strict=True)):
+            y_hat = reconstruction.layer(layer, unmasked(mlp_in, batch.masked))
+            error = unmasked(mlp_out, batch.masked) - y_hat
+            self.errors[layer] += float(_double(error).square().sum())
+            self.counts[layer] += torch.bincount(reconstruction.fired, minlength=len(self.counts[layer])).cpu()
+            if first:
+                errors.append(error)
+        for comparison, added in ((self.replaced, None), (self.with_errors, errors)):
+            if added is None or first:
+                mlps = Replacement(self.transcoders, batch.masked, added)
+                comparison.add(batch, logits, model.logits_with_mlps(batch.tokens, mlps))
 
-
-class _Replacement:
-    """Takes the place of every MLP output but the masked prefix's."""
-
-    def __init__(self, transcoders: Transcoders, masked: int):
-        self.reconstruction, self.masked = Reconstruction(transcoders), masked
-
-    def __call__(self, layer: int, mlp_in: Tensor, mlp_out: Tensor) -> Tensor:
-        y_hat = self.reconstruction.layer(layer, mlp_in[0, self.masked:].float())
-        return torch.cat([mlp_out[:, :self.masked], y_hat[None].to(mlp_out)], 1)
-
-
-class _MeanAblation:
-    def __init__(self, mean: Tensor, masked: int):
-        self.mean, self.masked = mean, masked
-
-    def __call__(self, layer: int, mlp_in: Tensor, mlp_out: Tensor) -> Tensor:
-        constant = self.mean[layer].to(mlp_out).expand_as(mlp_out[:, self.masked:])
-        return torch.cat([mlp_out[:, :self.masked], constant], 1)
+    def quality(self, outputs: _Outputs, ablated: Comparison) -> Quality:
+        return Quality(
+            positions=outputs.positions, fvu_by_layer=(self.errors / outputs.variance()).tolist(),
+            density=[count.double().numpy() / outputs.positions for count in self.counts], kl=self.replaced.kl,
+            top1_agreement=self.replaced.agreement, kl_mean_ablated=ablated.kl, loss=ablated.loss_original,
+            loss_replaced=self.replaced.loss, loss_mean_ablated=ablated.loss, kl_with_errors=self.with_errors.kl,
+            top1_with_errors=self.with_errors.agreement)
 
 
-class _Divergence:
-    """Mean KL to the original's next-token distribution, and how often the likeliest token is the same."""
-
-    def __init__(self) -> None:
-        self.total, self.same, self.count = 0.0, 0, 0
-
-    def add(self, plain: Tensor, other: Tensor) -> None:
-        self.total += float((plain.exp() * (plain - other)).sum())
-        self.same += int((plain.argmax(-1) == other.argmax(-1)).sum())
-        self.count += len(plain)
-
-    @property
-    def kl(self) -> float:
-        return self.total / self.count
-
-    @property
-    def agreement(self) -> float:
-        return self.same / self.count
+def _double(x: Tensor) -> Tensor:
+    """float64, on the CPU where the device has none."""
+    return x.cpu().double() if x.device.type == "mps" else x.double()

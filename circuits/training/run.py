@@ -1,127 +1,166 @@
-"""``circuits train`` from end to end: sample text, cache activations, train, measure, write the native format."""
+"""``circuits train`` from end to end: text, activations, training, refit, weights, measures, feature data, report."""
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from torch import Tensor
 
 import circuits
 from circuits.checkpoints import native
 from circuits.errors import InputError
+from circuits.features.collect import collect_features
 from circuits.gemma3 import Gemma3
-from circuits.prompt import CHAT_PREFIX
+from circuits.training.activations import ActivationStore
 from circuits.training.clt import TrainableCLT
-from circuits.training.data import MIN_P, TEMPERATURE, common_vocabulary, sample_shard, write_shards
-from circuits.training.evaluate import evaluate_on_sequences
-from circuits.training.trainer import TrainSettings, train
-from circuits.transcoder import open_transcoders
+from circuits.training.evaluate import Quality, evaluate_on_sequences
+from circuits.training.held_out import sample_sequences
+from circuits.training.ranks import Ranks
+from circuits.training.refit import calibrate, refit
+from circuits.training.report import read_metrics, write_report
+from circuits.training.settings import TrainSettings
+from circuits.training.start import start_from
+from circuits.training.text import SampledText, Text
+from circuits.training.trainer import Progress, last_shards, schedule, train
+from circuits.transcoder import Transcoders, open_transcoders
 
-LABEL_TOKENS = 5
-"""Tokens kept per feature and kind: promoted through the unembedding, and fired on most strongly."""
 HELD_OUT_SEED = 99
-HELD_OUT_SEQUENCES = 128
-"""Sequences of held-out text, sampled from the whole vocabulary; features are labelled on them."""
-MEASURED_SEQUENCES = 32
-"""Of these, how many quality is measured on."""
+HELD_OUT_TOKENS = 8192
+"""Tokens of held-out text that quality is measured on."""
+FEATURE_TOKENS = 500_000
+"""Tokens of training text that features are described by, at most."""
+START_TOKENS = 4096
+"""Tokens that new features are made from when a run starts from a trained set."""
+
+Report = Callable[[str, int, int], None]
 
 
-def train_on_own_text(model: Gemma3, settings: TrainSettings, folder: Path, *, storage: str = "int8",
-                      progress: Callable[[str, int, int], None] = lambda stage, done, total: None) -> dict[str, Any]:
-    """Train a CLT on text sampled from ``model`` and write it to ``folder / "transcoder"`` in the native format.
+def train_transcoder(model: Gemma3, settings: TrainSettings, folder: Path, text: Text | None = None, *,
+                     storage: str = "int8", quota: int | None = None, start: Transcoders | None = None,
+                     feature_data: bool = True, ranks: Ranks | None = None,
+                     progress: Report = lambda stage, done, total: None) -> Quality | None:
+    """Train a transcoder set for ``model`` and write it to ``folder / "transcoder"`` in the native format.
 
-    Sampled activations, checkpoints and metrics stay in ``folder``; a killed run goes on from them.
-
-    Returns:
-        Its quality on held-out text, sampled from the whole vocabulary with another seed (see
-        :func:`circuits.training.evaluate.evaluate_on_sequences`); stored with the weights as well.
-
-    Raises:
-        InputError: the folder cannot be written, or holds a run with other settings.
-    """
-    if storage not in native.STORAGE:
-        raise InputError(f"storage is {storage!r}: expected one of {', '.join(native.STORAGE)}")
-    try:
-        (folder / "activations").mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"cannot write {folder}: {error.strerror}") from None
-    prefix = list(CHAT_PREFIX) if model.name.endswith("-it") else [CHAT_PREFIX[0]]
-    shards = _sampled(model, settings, folder / "activations", prefix, progress)
-    device = str(model.device)
-    clt = train(shards, settings, folder, n_layers=model.n_layers, d_model=model.d_model, device=device,
-                progress=lambda p: progress(f"training, variance unexplained {sum(p.fvu) / len(p.fvu):.3f}, "
-                                            f"{p.tokens_per_second:.0f} tokens/s", p.step, p.steps))
-    progress("sampling held-out text", 0, 1)
-    held_out = sample_shard(model, prefix, sequences=HELD_OUT_SEQUENCES, length=settings.length,
-                            seed=HELD_OUT_SEED * 1_000_003)
-    target = folder / "transcoder"
-    _write(model, clt, held_out, target, storage, progress)
-    config: dict[str, Any] = {
-        "kind": "clt" if settings.span > 1 else "plt", "n_layers": model.n_layers, "d_model": model.d_model,
-        "d_transcoder": settings.features, "span": settings.span, "model_name": model.name,
-        "masked_prefix": len(prefix), "training": {
-            **asdict(settings), "text": f"sampled from the model (temperature {TEMPERATURE}, min-p {MIN_P})",
-            "recipe": "BatchTopK, exported as JumpReLU; affine skip started at the ridge regression",
-            "gemma_circuits": circuits.__version__, "torch": torch.__version__}}
-    native.write_config(target, **config)
-    quality = evaluate_on_sequences(model, open_transcoders(target, device=model.device),
-                                    held_out["tokens"][:MEASURED_SEQUENCES].tolist(), progress=progress)
-    native.write_config(target, **config, quality=quality)
-    return quality
-
-
-def _write(model: Gemma3, clt: TrainableCLT, held_out: dict[str, Tensor], target: Path, storage: str,
-           progress: Callable[[str, int, int], None]) -> None:
-    mlp_in = held_out["mlp_in"].flatten(0, 1)
-    tokens = held_out["tokens"][:, -held_out["mlp_in"].shape[1]:].flatten().long()
-    for layer in range(model.n_layers):
-        progress("writing", layer, model.n_layers)
-        tensors = clt.folded(layer)
-        labels = {"promoted_tokens": _promoted(model, tensors["W_dec"]),
-                  "active_tokens": _fired_on(tensors, mlp_in[:, layer].float(), tokens)}
-        native.write_layer(target, layer, tensors | labels, storage)
-
-
-def _sampled(model: Gemma3, settings: TrainSettings, folder: Path, prefix: list[int],
-             progress: Callable[[str, int, int], None]) -> list[Path]:
-    missing = any(not (folder / f"shard_{i:05d}.safetensors").exists() for i in range(settings.shards))
-    vocabulary = None
-    if missing and settings.vocabulary:
-        progress("choosing the sampling vocabulary", 0, 1)
-        vocabulary, _ = common_vocabulary(model, prefix, size=settings.vocabulary, seed=settings.seed)
-    return write_shards(model, folder, prefix, shards=settings.shards, sequences=settings.sequences,
-                        length=settings.length, seed=settings.seed + 1, vocabulary=vocabulary,
-                        progress=lambda done, total: progress("sampling text", done, total))
-
-
-def _promoted(model: Gemma3, w_dec: Tensor) -> Tensor:
-    """(F, k) int32: tokens whose logits the feature's writes raise most, over all the layers it writes to."""
-    direction = w_dec.sum(1) * model.final_norm_gain
-    logits = direction @ model.unembedding.float().T
-    # what every feature of the layer promotes says nothing about this one
-    return (logits - logits.mean(0)).topk(LABEL_TOKENS).indices.int()
-
-
-def _fired_on(layer: dict[str, Tensor], x: Tensor, tokens: Tensor) -> Tensor:
-    """(F, k) int32: the distinct tokens each feature of a layer fired on most strongly; -1 where fewer.
+    Activations, checkpoints, ``metrics.jsonl`` and ``report.html`` go to ``folder``; a killed run goes on from them.
 
     Args:
-        x: (T, D) inputs of the layer; tokens: (T,) the token at each.
+        text: what it is trained on; sampled from the model by default.
+        storage: of the weights: int8, bfloat16 or float32.
+        quota: bytes of disk for activations; see :class:`ActivationStore`.
+        start: a trained set to start from; see :func:`circuits.training.start.start_from`.
+        feature_data: describe every feature beside the weights; see :func:`collect_features`.
+        ranks: the processes that train together; every one must call this.
+
+    Returns:
+        Quality on held-out text: sampled from the whole vocabulary with another seed, or a shard of the files or data
+        set that training did not see. None in all processes but the first.
+
+    Raises:
+        InputError: the folder cannot be written or holds a run with other settings, or the text is too short.
     """
-    pre = x.to(layer["W_enc"]) @ layer["W_enc"].T + layer["b_enc"]
-    position, feature = (index.cpu() for index in torch.nonzero(pre > layer["threshold"], as_tuple=True))
-    pair, place = torch.unique(torch.stack([feature, tokens[position]], 1), dim=0, return_inverse=True)
-    strongest = torch.zeros(len(pair)).scatter_reduce_(0, place, pre.cpu()[position, feature], "amax")
-    order = torch.argsort(strongest, descending=True)
-    order = order[torch.argsort(pair[order, 0], stable=True)]
-    feature, token = pair[order].T
-    counts = torch.bincount(feature, minlength=pre.shape[1])
-    rank = torch.arange(len(feature)) - (counts.cumsum(0) - counts)[feature]
-    top = torch.full((pre.shape[1], LABEL_TOKENS), -1, dtype=torch.int32)
-    kept = rank < LABEL_TOKENS
-    top[feature[kept], rank[kept]] = token[kept].int()
-    return top
+    ranks = ranks or Ranks()
+    text = text or SampledText(seed=settings.seed)
+    if storage not in native.STORAGE:
+        raise InputError(f"storage is {storage!r}: expected one of {', '.join(native.STORAGE)}")
+    store = ActivationStore(model, folder / "activations", text, sequences=settings.sequences, length=settings.length,
+                            quota=quota, progress=progress if ranks.first else lambda stage, done, total: None)
+    needed = settings.shards + (0 if isinstance(text, SampledText) else 1)
+    if store.shards is not None and store.shards < needed:
+        raise InputError(f"the text fills {store.shards} shards; training on {settings.shards} and measuring on "
+                         f"another needs {needed}: lower shards to {max(0, store.shards - 1)} or sequences, or give "
+                         "more text")
+    clt = train(store, settings, folder, device=str(model.device), ranks=ranks, keep=settings.refit,
+                start=None if start is None else lambda clt: _start(clt, start, store),
+                progress=lambda p: progress(*_described(p)))
+    if not ranks.first:
+        return None
+    if ranks.size > 1:  # the last checkpoint holds every process's features
+        clt = train(store, settings, folder, device=str(model.device))
+    target = folder / "transcoder"
+    keep = None
+    if settings.refit:
+        order = schedule(settings, store.shards_in_quota or settings.shards)
+        chosen = last_shards(order, min(settings.refit, store.shards_in_quota or settings.refit))
+        calibrate(clt, store, chosen, settings.active)
+        keep = refit(clt, store, chosen, ridge=settings.refit_ridge, kept=settings.decoder_vectors, progress=progress)
+    for layer in range(model.n_layers):
+        progress("writing", layer, model.n_layers)
+        native.write_layer(target, layer, stored_layer(clt, layer, keep), storage)
+    described = _describe(settings, store, start)
+    config = native_config(model, settings, described)
+    native.write_config(target, **config)
+    transcoders = open_transcoders(target, device=model.device)
+    measured = evaluate_on_sequences(model, transcoders, _held_out(model, settings, store), progress=progress)
+    native.write_config(target, **config, quality=measured.numbers())
+    if feature_data:
+        _collect(model, transcoders, store, settings, progress)
+    write_report(folder / "report.html", metrics=read_metrics(folder / "metrics.jsonl"), transcoders=transcoders,
+                 quality=measured.numbers(), density=measured.density, settings=described,
+                 title=f"{config['kind'].upper()} for {model.name}")
+    return measured
+
+
+def stored_layer(clt: TrainableCLT, layer: int, keep: list[Tensor] | None) -> dict[str, Tensor]:
+    """A layer's tensors for the native format; decoder vectors that are zero throughout are not stored.
+
+    Args:
+        keep: per layer (S, F) bool, vectors to store; without it those that are not zero.
+    """
+    tensors = clt.folded(layer)
+    kept = tensors["W_dec"].abs().amax(-1) > 0 if keep is None else keep[layer].T.to(tensors["W_dec"].device)
+    return tensors if bool(kept.all()) else tensors | {"W_dec_keep": kept.contiguous()}
+
+
+def native_config(model: Gemma3, settings: TrainSettings, training: dict[str, Any]) -> dict[str, Any]:
+    """What ``config.json`` says about a set trained for ``model``."""
+    return {"kind": "clt" if settings.span > 1 else "plt", "n_layers": model.n_layers, "d_model": model.d_model,
+            "d_transcoder": settings.features, "span": min(settings.span, model.n_layers), "model_name": model.name,
+            "masked_prefix": training["masked_prefix"], "training": training}
+
+
+def _describe(settings: TrainSettings, store: ActivationStore, start: Transcoders | None) -> dict[str, Any]:
+    return {**settings.as_dict(), **store.describe(), "started_from": None if start is None else start.name,
+            "device": str(store.model.device), "gemma_circuits": circuits.__version__, "torch": torch.__version__,
+            "transformers": transformers.__version__, "python": platform.python_version()}
+
+
+def _start(clt: TrainableCLT, start: Transcoders, store: ActivationStore) -> None:
+    x, y = store.read(0)
+    rows = torch.linspace(0, len(x) - 1, min(START_TOKENS, len(x)), device=x.device).long()
+    start_from(clt, start, x[rows], y[rows])
+
+
+def _held_out(model: Gemma3, settings: TrainSettings, store: ActivationStore) -> list[list[int]]:
+    if isinstance(store.text, SampledText):
+        return sample_sequences(model, tokens=HELD_OUT_TOKENS, length=settings.length, seed=HELD_OUT_SEED,
+                                progress=store.progress)
+    rows = max(1, HELD_OUT_TOKENS // settings.length)
+    return store.tokens(settings.shards)[:rows].tolist()
+
+
+def _collect(model: Gemma3, transcoders: Transcoders, store: ActivationStore, settings: TrainSettings,
+             progress: Report) -> None:
+    order = schedule(settings, store.shards_in_quota or settings.shards)
+    at_hand = min(settings.shards, store.shards_in_quota or settings.shards, max(1, settings.refit))
+    used = max(1, min(at_hand if store.shards_in_quota else settings.shards, FEATURE_TOKENS // store.tokens_per_shard))
+    chosen = last_shards(order, used)
+
+    def activations() -> Any:
+        for index in chosen:
+            tokens, (mlp_in, _) = store.tokens(index), store.read(index)
+            yield tokens, mlp_in.unflatten(0, (len(tokens), -1))
+
+    collect_features(model, transcoders, activations(), text="the training text", progress=progress,
+                     expected=len(chosen) * store.tokens_per_shard)
+
+
+def _described(p: Progress) -> tuple[str, int, int]:
+    left = (p.steps - p.step) * (p.tokens / p.step) / max(p.tokens_per_second, 1e-9)
+    stage = (f"training, variance unexplained {sum(p.fvu) / len(p.fvu):.3f}, {p.tokens_per_second:.0f} tokens/s, "
+             f"{left / 60:.0f} min left")
+    return stage, p.step, p.steps

@@ -11,11 +11,13 @@ import numpy as np
 import pytest
 
 import circuits
-from circuits.training.data import sample_shard
 from circuits.training.evaluate import evaluate_on_sequences
+from circuits.training.graph_quality import read_prompts, score_graphs
+from circuits.training.held_out import sample_sequences
 
 pytestmark = pytest.mark.real
 
+PROMPTS = Path(__file__).parents[2] / "benchmarks" / "prompts.jsonl"
 PROMPT = "Fact: Michael Jordan plays the sport of"
 CLI = [str(Path(sys.executable).parent / "circuits")]
 
@@ -63,13 +65,21 @@ def test_certificate_holds(model, transcoders) -> None:
 
 
 def test_bundled_transcoder_quality(model, transcoders) -> None:
-    """Held-out text: sampled from the whole vocabulary with a seed training did not use."""
-    tokens = sample_shard(model, [2], sequences=32, length=128, seed=777)["tokens"].tolist()
-    quality = evaluate_on_sequences(model, transcoders, tokens)
+    """Held-out text: sampled from the whole vocabulary with a seed training did not use. Bounds are what was measured
+    when it was made, with a little room; the README quotes these figures."""
+    sequences = sample_sequences(model, tokens=8128, seed=777)
+    measured = evaluate_on_sequences(model, transcoders, sequences)
+    quality = measured.numbers()
     print(json.dumps(quality))
     assert quality["fvu_mean"] <= 0.22
     assert max(quality["fvu_by_layer"]) <= 0.45
     assert quality["kl"] <= quality["kl_mean_ablated"] / 3
+
+
+def test_bundled_transcoder_graphs(model, transcoders) -> None:
+    """Unpruned graphs of the 20 prompts of the benchmarks, completeness over nodes with inputs."""
+    graphs = score_graphs(model, [transcoders], read_prompts(model, PROMPTS))[0]
+    print(json.dumps(graphs.numbers()))
 
 
 def test_a_trace_from_the_shell_is_quick_and_small(tmp_path: Path) -> None:

@@ -1,0 +1,1 @@
+"""The commands of ``circuits``, one file each; :mod:`circuits.cli` registers them."""
