@@ -176,15 +176,6 @@ def test_jumprelu_starts_above_its_target() -> None:
     assert 4 < float((pre > clt.thresholds(0)).float().sum(1).mean()) < 12  # START_L0 times 2
 
 
-def test_a_dead_feature_is_pulled_up(clt: TrainableCLT) -> None:
-    clt.b_enc[0][5] = -1e6
-    x, y = batch()
-    clt.quiet_tokens[0, 5] = 1e9
-    _, _, gradients = clt.step(x, y)
-    assert gradients["b_enc.0"][5] < 0  # descent raises the bias
-    assert gradients["w_enc.0"][5].abs().max() == 0
-
-
 def test_far_decoders_shrink_to_nothing_and_near_ones_stay(clt: TrainableCLT) -> None:
     before = [w.clone() for w in clt.w_dec]
     clt.w_dec[0][2, 4] *= 1e-3

@@ -18,10 +18,8 @@ from circuits.training.ranks import Ranks
 from circuits.training.settings import TrainSettings
 from circuits.training.sparsity import Firing, Penalty, batch_top_k, jump_relu
 
-AUX_PULL = 1e-3
-"""Gradient on the encoder bias of a dead feature: Adam turns it into a steady rise until the feature fires."""
 DEAD_TOKENS = 50_000
-"""Tokens without firing after which a feature counts as dead."""
+"""Tokens without firing after which a feature counts as dead (and is made anew, see training/resample.py)."""
 START_L0 = 4
 """jumprelu: thresholds start where this many times the target fire."""
 SPARSE_PRODUCTS = ("cpu", "cuda")
@@ -132,7 +130,7 @@ class TrainableCLT:
             The loss; (L,) fraction of variance unexplained on the batch; the gradient of every parameter by name.
         """
         firing = self.fire(x)
-        errors = self._errors(firing, x, y)
+        errors = self.errors(firing, x, y)
         fvu = errors[-1].pow(2).mean((1, 2))
         loss = sum((error.pow(2).sum() / x.shape[1] for error in errors[:-1]), fvu.sum() * self.d_model)
         loss = loss / len(errors)
@@ -147,13 +145,12 @@ class TrainableCLT:
             loss = loss + layer_loss
             gradients |= layer_gradients
             self._track(layer, active, x.shape[1])
-            gradients[f"b_enc.{layer}"] -= AUX_PULL * (self.quiet_tokens[layer] > DEAD_TOKENS)
         return loss, fvu, gradients
 
     def _groups(self) -> list[tuple[int, int]]:
         return list(zip([0, *self.prefixes[:-1]], self.prefixes, strict=True))
 
-    def _errors(self, firing: list[Firing], x: Tensor, y: Tensor) -> list[Tensor]:
+    def errors(self, firing: list[Firing], x: Tensor, y: Tensor) -> list[Tensor]:
         """Per prefix, reconstruction minus y (L, T, D)."""
         written = torch.zeros_like(y)
         if self.ranks.first:
@@ -233,6 +230,12 @@ class TrainableCLT:
         if self.jumprelu:
             return self.log_threshold[layer].exp()
         return self.threshold[layer].expand(self.features)
+
+    def mean_threshold(self, layer: int) -> Tensor:
+        """Over all processes' features of a layer, scaled units."""
+        if not self.jumprelu:
+            return self.threshold[layer]
+        return self.ranks.sum_(self.thresholds(layer).sum()) / self.settings.features
 
     @torch.no_grad()
     def shrink_far_decoders(self, rate: float) -> None:

@@ -10,15 +10,9 @@ from torch import Tensor
 
 from circuits.errors import InputError
 from circuits.training.clt import TrainableCLT
+from circuits.training.resample import plant
 from circuits.training.trainer import scaled
 from circuits.transcoder import Transcoders
-
-OWN_VALUE = 1.7
-"""A new feature's pre-activation at the token it is made from, in thresholds; at the mean input it is OWN_MEAN."""
-OWN_MEAN = 0.2
-WRITE = 0.3
-"""Share of that token's error a new feature writes there: less than all of it, for most of one token's error is its
-own."""
 
 
 @torch.no_grad()
@@ -47,10 +41,11 @@ def start_from(clt: TrainableCLT, transcoders: Transcoders, x: Tensor, y: Tensor
     for layer in range(clt.n_layers):
         _copy_layer(clt, transcoders, layer)
     xs, ys = scaled(x.to(clt.device), clt.x_scale), scaled(y.to(clt.device), clt.y_scale)
-    error = ys - _reconstruction(clt, transcoders, xs)
+    error = _reconstruction(clt, transcoders, xs) - ys
     generator = torch.Generator().manual_seed(clt.settings.seed)
     for layer in range(clt.n_layers):
-        _new_features(clt, layer, transcoders.d_transcoder[layer], xs[layer], error, generator)
+        new = torch.arange(transcoders.d_transcoder[layer], clt.features, device=clt.device)
+        plant(clt, layer, new, xs[layer], error, generator)
 
 
 def _copy_layer(clt: TrainableCLT, transcoders: Transcoders, layer: int) -> None:
@@ -81,21 +76,3 @@ def _reconstruction(clt: TrainableCLT, transcoders: Transcoders, x: Tensor) -> T
         for j in range(clt.spans[layer]):
             y_hat[layer + j] += value @ clt.w_dec[layer][j, :n]
     return y_hat
-
-
-def _new_features(clt: TrainableCLT, layer: int, n: int, x: Tensor, error: Tensor, generator: torch.Generator) -> None:
-    """Features from ``n`` on, each from one token of a sample drawn by the error left in the layers it can write to."""
-    new, span = clt.features - n, clt.spans[layer]
-    if not new:
-        return
-    weight = error[layer:layer + span].square().sum((0, 2)).cpu()
-    token = torch.multinomial(weight, new, replacement=new > len(weight), generator=generator).to(x.device)
-    mean = x.mean(0)
-    direction = x[token] - mean
-    limit = clt.threshold[layer].clamp_min(1e-3)
-    gain = (OWN_VALUE - OWN_MEAN) * limit / direction.square().sum(1)
-    clt.w_enc[layer][n:] = direction * gain[:, None]
-    clt.b_enc[layer][n:] = OWN_MEAN * limit - clt.w_enc[layer][n:] @ mean
-    if clt.jumprelu:
-        clt.log_threshold[layer][n:] = limit.log()
-    clt.w_dec[layer][:, n:] = WRITE * error[layer:layer + span][:, token] / (OWN_VALUE * limit)

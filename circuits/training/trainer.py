@@ -17,11 +17,15 @@ from torch import Tensor
 from circuits.errors import InputError
 from circuits.training.clt import DEAD_TOKENS, FEATURE_DIM, TrainableCLT
 from circuits.training.ranks import Ranks
+from circuits.training.resample import resample_dead
 from circuits.training.settings import TrainSettings
 
 LINEAR_RATE = 0.03
 """Learning rate of skips and decoder biases as a share of the features': they start at their regression optimum,
 where Adam's full-size steps are noise."""
+RESAMPLE_EVERY = 160
+"""Steps between two replacements of dead features, up to RESAMPLE_UNTIL of the run: a new feature needs time."""
+RESAMPLE_UNTIL = 0.75
 SHRINK_EVERY = 10
 """Steps between two shrinkings of far decoders."""
 LOG_EVERY = 20
@@ -119,6 +123,8 @@ def train(shards: Shards, settings: TrainSettings, folder: Path, *, device: str 
         _update(clt, adam, gradients, rate)
         if settings.decoder_penalty and step % SHRINK_EVERY == SHRINK_EVERY - 1:
             clt.shrink_far_decoders(rate * settings.decoder_penalty * SHRINK_EVERY)
+        if step % RESAMPLE_EVERY == RESAMPLE_EVERY - 1 and step < RESAMPLE_UNTIL * steps:
+            resample_dead(clt, adam, x, y, step)
         average = fvu if average is None else 0.95 * average + 0.05 * fvu
         speed = (step + 1 - done) * settings.batch / (time.monotonic() - started)
         report = Progress(step + 1, steps, (step + 1) * settings.batch, speed, float(loss), average.tolist(), [], [],
