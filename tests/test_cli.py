@@ -169,6 +169,33 @@ def test_train_then_trace_with_what_it_wrote(run, source, tmp_path: Path) -> Non
     assert done.status == 0, done.err
 
 
+def test_train_on_files_with_a_settings_file(run, source, tmp_path: Path) -> None:
+    (tmp_path / "t.txt").write_text("paris x mo paris mo " * 60)
+    (tmp_path / "train.toml").write_text("features = 99\nspan = 1\nactive = 3\nepochs = 1\nbatch = 20\nshards = 1\n"
+                                         "sequences = 8\nlength = 10\nrefit = 1\n")
+    done = run("train", *source[:2], "-o", "run", "--config", "train.toml", "--features", 16, "--text", "t.txt",
+               "--device", "cpu", "--json", "q.json")
+    assert done.status == 0, done.err
+    training = json.loads((tmp_path / "run/transcoder/config.json").read_text())["training"]
+    assert (training["features"], training["span"]) == (16, 1)
+    assert training["text"]["files"][0]["name"] == "t.txt"
+    assert json.loads((tmp_path / "q.json").read_text())["positions"] == 72
+    done = run("features", "run/transcoder", "--random", 2)
+    assert done.status == 0, done.err
+
+
+@pytest.mark.parametrize(("arguments", "message"), [
+    (["--text", "t.txt", "--data-set", "org/x"], "--text or --data-set, not both"),
+    (["--text", "absent.txt"], "cannot read absent.txt"), (["--matryoshka", "half"], "expected numbers with commas"),
+    (["--config", "absent.toml"], "cannot read absent.toml"), (["--active", "0"], "active is 0"),
+    (["--quota", "-1"], "quota is -1000000000"), (["--storage", "int3"], "storage is 'int3'"),
+    (["--start-from", "absent"], "there is no transcoder at 'absent'"), (["--length", "65"], "length is 65")])
+def test_train_with_bad_input(run, source, tmp_path: Path, arguments: list[str], message: str) -> None:
+    done = run("train", *source[:2], "-o", "run", "--sequences", 4, "--length", 10, "--device", "cpu", *arguments)
+    one_clear_line(done, message)
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize(("arguments", "message"), [
     (["trace", ""], "prompt is empty"),
     (["trace"], "either a prompt or --tokens"),

@@ -67,6 +67,7 @@ def train_transcoder(model: Gemma3, settings: TrainSettings, folder: Path, text:
     text = text or SampledText(seed=settings.seed)
     if storage not in native.STORAGE:
         raise InputError(f"storage is {storage!r}: expected one of {', '.join(native.STORAGE)}")
+    text.describe()  # a text that cannot be read fails before a folder is made
     store = ActivationStore(model, folder / "activations", text, sequences=settings.sequences, length=settings.length,
                             quota=quota, progress=progress if ranks.first else lambda stage, done, total: None)
     needed = settings.shards + (0 if isinstance(text, SampledText) else 1)
