@@ -8,7 +8,7 @@ import torch
 from circuits.errors import InputError
 from circuits.training.clt import TrainableCLT
 from circuits.training.ranks import Ranks
-from circuits.training.refit import LINEAR_SHARE, calibrate, most_written, refit
+from circuits.training.refit import LINEAR_SHARE, _fire, calibrate, keep_strongest, most_written, refit
 from circuits.training.settings import TrainSettings
 
 L, F, D, T = 3, 10, 6, 900
@@ -103,6 +103,23 @@ def test_most_written_ranks_by_squared_activation_times_norm() -> None:
     keep = most_written(clt, energy, 3 / vectors)
     assert keep[1][:, 3].all()
     assert sum(int(k.sum()) for k in keep) == 3
+
+
+def test_the_strongest_features_are_kept_and_write_the_same() -> None:
+    shards = Memory()
+    clt = trained(SETTINGS, shards)
+    for layer in range(L):
+        clt.b_enc[layer][[1, 4, 5]] = -1e6  # never fire
+        clt.w_dec[layer][:, [0, 9]] *= 1e-4  # write next to nothing
+    kept = keep_strongest(clt, shards, [0, 1], 7)
+    few = keep_strongest(clt, shards, [0, 1], 5)
+    x = torch.stack([shards.read(0)[0][:, layer] / clt.x_scale[layer] for layer in range(L)])
+    y = torch.zeros_like(x)
+    for clt_kept, tolerance in ((kept, 1e-6), (few, 2e-2)):
+        before, after = (c.errors([_fire(c, layer, x[layer]) for layer in range(L)], x, y)[-1] for c in (clt, clt_kept))
+        assert float((before - after).abs().max()) < tolerance
+    assert few.features == 5
+    assert torch.equal(few.w_enc[2], clt.w_enc[2][[2, 3, 6, 7, 8]])
 
 
 def test_calibration_gives_the_wanted_number_of_active_features() -> None:

@@ -35,7 +35,7 @@ def little_held_out_text(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("changes", [
     {}, {"span": 1, "skip": False}, {"sparsity": "jumprelu", "matryoshka": (0.5,), "refit": 0},
-    {"decoder_vectors": 0.6}], ids=["clt", "plt", "jumprelu", "fewer vectors"])
+    {"decoder_vectors": 0.6, "features_kept": 20}], ids=["clt", "plt", "jumprelu", "fewer vectors"])
 def test_trains_exports_measures_describes_and_traces(model: Gemma3, tmp_path: Path, changes: dict) -> None:
     settings = replace(SETTINGS, **changes)
     measured = train_transcoder(model, settings, tmp_path, SampledText(vocabulary=100), storage="float32")
@@ -48,10 +48,11 @@ def test_trains_exports_measures_describes_and_traces(model: Gemma3, tmp_path: P
     metrics = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert metrics[-1]["steps"] == 3 * 2 * (24 * 15 // 60)
     transcoders = circuits.open_transcoders(tmp_path / "transcoder")
+    assert transcoders.d_transcoder[0] == changes.get("features_kept", 24)
     assert transcoders.kind == ("plt" if settings.span == 1 else "clt")
     assert (transcoders.skip(0) is None) is not settings.skip
-    outputs = torch.stack([transcoders.decoder_outputs(layer, torch.arange(24)).sum() for layer in range(2)])
-    assert int(outputs.sum()) < 2 * 24 * 3 if changes.get("decoder_vectors") else bool((outputs > 0).all())
+    outputs = torch.stack([transcoders.decoder_outputs(layer, torch.arange(20)).sum() for layer in range(2)])
+    assert int(outputs.sum()) < 2 * 20 * 3 if changes.get("decoder_vectors") else bool((outputs > 0).all())
     graph = circuits.trace(model, transcoders, tokens=[2, 5, 9, 30, 77], coverage=1.0)
     assert graph.conservation < 1e-5
     data = FeatureData.open(tmp_path / "transcoder")

@@ -25,6 +25,7 @@ def train(
     matryoshka: Annotated[str | None, typer.Option(help="Shares of the features that must reconstruct on their own, "
                                                    "such as 0.125,0.5.")] = None,
     decoder_penalty: Annotated[float | None, typer.Option(help="How fast far decoders shrink.")] = None,
+    features_kept: Annotated[int | None, typer.Option(help="Features per layer kept at the end; 0: all.")] = None,
     decoder_vectors: Annotated[float | None, typer.Option(help="Share of decoder vectors kept at the end.")] = None,
     refit: Annotated[int | None, typer.Option(help="Shards that decoders are refitted on at the end; 0: not.")] = None,
     shards: Annotated[int | None, typer.Option(help="Files of activations.")] = None,
@@ -69,8 +70,8 @@ def train(
     settings, tables = read_config(
         config, features=features, span=span, skip=skip, sparsity=sparsity, active=active,
         matryoshka=None if matryoshka is None else _shares(matryoshka), decoder_penalty=decoder_penalty,
-        decoder_vectors=decoder_vectors, refit=refit, shards=shards, sequences=sequences, length=length, epochs=epochs,
-        batch=batch, lr=lr, seed=seed, products=products)
+        features_kept=features_kept, decoder_vectors=decoder_vectors, refit=refit, shards=shards, sequences=sequences,
+        length=length, epochs=epochs, batch=batch, lr=lr, seed=seed, products=products)
     if text:
         source = FileText(text, settings.seed)
     elif data_set:

@@ -10,6 +10,7 @@ layer l.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -17,7 +18,7 @@ from scipy import sparse
 from torch import Tensor
 
 from circuits.errors import InputError
-from circuits.training.clt import TrainableCLT, weighted_rows
+from circuits.training.clt import FEATURE_DIM, TrainableCLT, weighted_rows
 from circuits.training.sparsity import Firing, entries
 from circuits.training.trainer import Shards, scaled
 
@@ -36,16 +37,50 @@ def calibrate(clt: TrainableCLT, shards: Shards, chosen: list[int], active: floa
     """Set each layer's threshold so that ``active`` features fire per position (BatchTopK's moving average lags)."""
     if clt.jumprelu:
         return
+    x = _sample(clt, shards, chosen)
+    for layer in range(clt.n_layers):
+        pre = clt.pre_activations(layer, x[layer]).flatten()
+        clt.threshold[layer] = pre.topk(max(1, round(active * x.shape[1]))).values[-1].clamp_min(1e-6)
+
+
+@torch.no_grad()
+def keep_strongest(clt: TrainableCLT, shards: Shards, chosen: list[int], count: int) -> TrainableCLT:
+    """The transcoder with the ``count`` features of each layer that write most, in squared norm over a sample."""
+    kept = TrainableCLT(replace(clt.settings, features=count, features_kept=0), n_layers=clt.n_layers,
+                        d_model=clt.d_model, device=clt.device)
+    x = _sample(clt, shards, chosen)
+    state, own = clt.state(), kept.state()
+    for name in ("threshold", "x_scale", "y_scale"):
+        own[name].copy_(state[name])
+    for layer in range(clt.n_layers):
+        firing = _fire(clt, layer, x[layer])
+        energy = torch.zeros(clt.features, device=clt.device).index_add_(0, firing.feature, firing.value.square())
+        strongest = (energy * clt.w_dec[layer].square().sum((0, 2))).topk(count).indices.sort().values
+        kept.quiet_tokens[layer] = clt.quiet_tokens[layer, strongest]
+        for name in ("w_enc", "b_enc", "w_dec", "b_dec", "skip", "log_threshold"):
+            if f"{name}.{layer}" in state:
+                dim = FEATURE_DIM.get(name)
+                tensor = state[f"{name}.{layer}"]
+                own[f"{name}.{layer}"].copy_(tensor if dim is None else tensor.index_select(dim, strongest))
+    return kept
+
+
+def _sample(clt: TrainableCLT, shards: Shards, chosen: list[int]) -> Tensor:
+    """(L, T, D) scaled inputs of about CALIBRATION_TOKENS tokens."""
     per_shard = max(256, CALIBRATION_TOKENS // len(chosen))
     samples = []
     for index in chosen:
         x, _ = shards.read(index)
         rows = torch.linspace(0, len(x) - 1, min(per_shard, len(x))).long()
         samples.append(scaled(x[rows.to(x.device)].to(clt.device), clt.x_scale))
-    x = torch.cat(samples, 1)
-    for layer in range(clt.n_layers):
-        pre = clt.pre_activations(layer, x[layer]).flatten()
-        clt.threshold[layer] = pre.topk(max(1, round(active * x.shape[1]))).values[-1].clamp_min(1e-6)
+    return torch.cat(samples, 1)
+
+
+def _fire(clt: TrainableCLT, layer: int, x: Tensor) -> Firing:
+    """What fires at inference, from scaled inputs (T, D): pre-activations above the threshold."""
+    pre = clt.pre_activations(layer, x)
+    token, feature = torch.nonzero(pre > clt.thresholds(layer), as_tuple=True)
+    return entries(token, feature, pre[token, feature], len(x))
 
 
 @torch.no_grad()
@@ -121,7 +156,7 @@ class _Sums:
         table = torch.cat([x, ones, y], 2)
         by_feature = []
         for layer in range(clt.n_layers):
-            firing = self._fire(layer, x[layer])
+            firing = _fire(clt, layer, x[layer])
             self.active[layer].append(sparse.csr_matrix(
                 (firing.value.cpu().numpy(), firing.feature.cpu().numpy().astype(np.int32),
                  firing.offsets.cpu().numpy().astype(np.int32)), (x.shape[1], clt.features)))
@@ -133,12 +168,6 @@ class _Sums:
                 self.features[layer][s] += weighted_rows(table[layer], *by_feature[s]).cpu()
             self.linear[layer] += (table[layer, :, :clt.d_model + 1].T @ table[layer]).cpu()
         self.tokens += x.shape[1]
-
-    def _fire(self, layer: int, x: Tensor) -> Firing:
-        """What fires at inference: pre-activations above the threshold."""
-        pre, limit = self.clt.pre_activations(layer, x), self.clt.thresholds(layer)
-        token, feature = torch.nonzero(pre > limit, as_tuple=True)
-        return entries(token, feature, pre[token, feature], len(x))
 
     def energy(self) -> Tensor:
         """(L, F) squared activations summed over tokens."""

@@ -21,7 +21,7 @@ from circuits.training.clt import TrainableCLT
 from circuits.training.evaluate import Quality, evaluate_on_sequences
 from circuits.training.held_out import sample_sequences
 from circuits.training.ranks import Ranks
-from circuits.training.refit import calibrate, refit
+from circuits.training.refit import calibrate, keep_strongest, refit
 from circuits.training.report import read_metrics, write_report
 from circuits.training.settings import TrainSettings
 from circuits.training.start import start_from
@@ -75,7 +75,7 @@ def train_transcoder(model: Gemma3, settings: TrainSettings, folder: Path, text:
         raise InputError(f"the text fills {store.shards} shards; training on {settings.shards} and measuring on "
                          f"another needs {needed}: lower shards to {max(0, store.shards - 1)} or sequences, or give "
                          "more text")
-    clt = train(store, settings, folder, device=str(model.device), ranks=ranks, keep=settings.refit,
+    clt = train(store, settings, folder, device=str(model.device), ranks=ranks, keep=max(1, settings.refit),
                 start=None if start is None else lambda clt: _start(clt, start, store),
                 progress=lambda p: progress(*_described(p)))
     if not ranks.first:
@@ -84,9 +84,11 @@ def train_transcoder(model: Gemma3, settings: TrainSettings, folder: Path, text:
         clt = train(store, settings, folder, device=str(model.device))
     target = folder / "transcoder"
     keep = None
+    order = schedule(settings, store.shards_in_quota or settings.shards)
+    chosen = last_shards(order, min(max(1, settings.refit), store.shards_in_quota or settings.shards))
+    if settings.features_kept:
+        clt = keep_strongest(clt, store, chosen, settings.features_kept)
     if settings.refit:
-        order = schedule(settings, store.shards_in_quota or settings.shards)
-        chosen = last_shards(order, min(settings.refit, store.shards_in_quota or settings.refit))
         calibrate(clt, store, chosen, settings.active)
         keep = refit(clt, store, chosen, ridge=settings.refit_ridge, kept=settings.decoder_vectors, progress=progress)
     for layer in range(model.n_layers):
@@ -120,7 +122,8 @@ def stored_layer(clt: TrainableCLT, layer: int, keep: list[Tensor] | None) -> di
 def native_config(model: Gemma3, settings: TrainSettings, training: dict[str, Any]) -> dict[str, Any]:
     """What ``config.json`` says about a set trained for ``model``."""
     return {"kind": "clt" if settings.span > 1 else "plt", "n_layers": model.n_layers, "d_model": model.d_model,
-            "d_transcoder": settings.features, "span": min(settings.span, model.n_layers), "model_name": model.name,
+            "d_transcoder": settings.features_kept or settings.features,
+            "span": min(settings.span, model.n_layers), "model_name": model.name,
             "masked_prefix": training["masked_prefix"], "training": training}
 
 

@@ -65,6 +65,8 @@ class TrainSettings:
     """At the end decoders, skips and biases are refitted by ridge regression on this many shards; 0: not."""
     refit_ridge: float = 300.0
     """Ridge of that regression, in squared scaled activations."""
+    features_kept: int = 0
+    """Features per layer kept at the end, those that write most; 0: all. Leaves out features that stayed dead."""
     decoder_vectors: float = 1.0
     """Share of (feature, output layer) decoder vectors kept, those that matter most; the rest are not stored."""
 
@@ -77,6 +79,8 @@ class TrainSettings:
             raise InputError(f"active is {self.active} of {self.features} features: expected fewer")
         if self.refit < 0:
             raise InputError(f"refit is {self.refit}: expected 0 or a number of shards")
+        if not 0 <= self.features_kept <= self.features:
+            raise InputError(f"features_kept is {self.features_kept} of {self.features}: expected 0 (all), or fewer")
         for name, choices in (("sparsity", SPARSITY), ("products", PRODUCTS)):
             if getattr(self, name) not in choices:
                 raise InputError(f"{name} is {getattr(self, name)!r}: expected {' or '.join(choices)}")
