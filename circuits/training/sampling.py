@@ -5,6 +5,7 @@ Shapes: B sequences, P positions (the masked prefix left out), L layers, D d_mod
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -15,6 +16,8 @@ from circuits.gemma3 import Gemma3
 MIN_P = 0.001
 """Tokens less probable than this share of the likeliest are never sampled (min-p, arXiv 2407.01082)."""
 TEMPERATURE = 0.9
+CPU_TILE, OTHER_TILE = 1 << 20, 1 << 26
+"""Elements of logits made at once: what stays in a processor's cache; elsewhere, what a few large products need."""
 
 
 @torch.no_grad()
@@ -34,7 +37,7 @@ def common_vocabulary(model: Gemma3, prefix: list[int], *, size: int, seed: int,
         progress("choosing the sampling vocabulary", position, length)
         hidden, cache = model.decode(step, cache)
         logits = (hidden @ model.unembedding.T).float()
-        step = _sample_min_p(logits, min_p, generator)
+        step = sample_next(hidden, model.unembedding, temperature=1.0, min_p=min_p, generator=generator)
         mass += logits.softmax(-1).sum(0)
     kept = mass.topk(min(size, model.vocab_size))
     return kept.indices.sort().values, float(kept.values.sum() / mass.sum())
@@ -70,19 +73,37 @@ def sample_shard(model: Gemma3, prefix: list[int], *, sequences: int, length: in
             for kept, met in ((mlp_in, recorded["in"]), (mlp_out, recorded["out"])):
                 kept[:, position - len(prefix) - 1] = torch.stack([layer[:, -1] for layer in met], 1)
         if position < length:
-            step = _sample_min_p((hidden @ head.T).float().div_(temperature), min_p, generator)
+            step = sample_next(hidden, head, temperature=temperature, min_p=min_p, generator=generator)
             step = step if vocabulary is None else vocabulary[step]
             tokens[:, position] = step[:, 0]
         progress("sampling text", position, length)
     return {"tokens": tokens.cpu(), "mlp_in": mlp_in, "mlp_out": mlp_out}
 
 
-def _sample_min_p(logits: Tensor, min_p: float, generator: torch.Generator) -> Tensor:
-    """(B, 1) tokens drawn from softmax(logits) cut at min_p of the largest, by the Gumbel trick on the survivors."""
-    cut = logits.amax(-1, keepdim=True) + torch.log(torch.tensor(min_p))
-    row, token = torch.nonzero(logits > cut, as_tuple=True)
-    noise = torch.empty(row.shape, device=logits.device).exponential_(generator=generator).log_().neg_()
-    score = logits[row, token] + noise
-    best = torch.full(logits.shape[:1], -torch.inf, device=logits.device).scatter_reduce_(0, row, score, "amax")
+def sample_next(hidden: Tensor, head: Tensor, *, temperature: float, min_p: float, generator: torch.Generator
+                ) -> Tensor:
+    """(B, 1) rows of ``head`` drawn from softmax(hidden @ head.T / temperature) cut at ``min_p`` of the likeliest.
+
+    The logits are made a tile at a time, and only those that may survive the cut are kept: the full matrix would be
+    most of a step's memory traffic. Drawn by the Gumbel trick.
+
+    Args:
+        hidden: (B, D); head: (V, D).
+    """
+    room = CPU_TILE if hidden.device.type == "cpu" else OTHER_TILE
+    size = max(1, room // len(hidden))
+    highest = torch.full((len(hidden), 1), -torch.inf, device=hidden.device)
+    found = []
+    for start in range(0, len(head), size):
+        tile = (hidden @ head[start:start + size].T).float().div_(temperature)
+        highest = torch.maximum(highest, tile.amax(1, keepdim=True))
+        row, place = torch.nonzero(tile > highest + math.log(min_p), as_tuple=True)
+        found.append((row, place + start, tile[row, place]))
+    row, place, logit = (torch.cat(parts) for parts in zip(*found, strict=True))
+    kept = logit > highest[row, 0] + math.log(min_p)
+    row, place, logit = row[kept], place[kept], logit[kept]
+    score = logit - torch.empty_like(logit).exponential_(generator=generator).log_()
+    best = torch.full((len(hidden),), -torch.inf, device=hidden.device).scatter_reduce_(0, row, score, "amax")
     won = score == best[row]
-    return torch.zeros_like(logits[:, :1], dtype=torch.long).index_copy_(0, row[won], token[won, None])
+    drawn = torch.zeros(len(hidden), 1, dtype=torch.long, device=hidden.device)
+    return drawn.index_copy_(0, row[won], place[won, None])
