@@ -62,7 +62,7 @@ def train(
     from circuits.training.ranks import join
     from circuits.training.run import train_transcoder
     from circuits.training.settings import read_config
-    from circuits.training.text import FileText, SampledText
+    from circuits.training.text import FileText, SampledText, Text
     from circuits.training.text_config import text_from
 
     if text and data_set:
@@ -72,6 +72,7 @@ def train(
         matryoshka=None if matryoshka is None else _shares(matryoshka), decoder_penalty=decoder_penalty,
         features_kept=features_kept, decoder_vectors=decoder_vectors, refit=refit, shards=shards, sequences=sequences,
         length=length, epochs=epochs, batch=batch, lr=lr, seed=seed, products=products)
+    source: Text
     if text:
         source = FileText(text, settings.seed)
     elif data_set:

@@ -38,8 +38,12 @@ class Shards(Protocol):
 
     n_layers: int
     d_model: int
-    tokens_per_shard: int
-    shards_in_quota: int | None
+
+    @property
+    def tokens_per_shard(self) -> int: ...
+
+    @property
+    def shards_in_quota(self) -> int | None: ...
 
     def read(self, index: int) -> tuple[Tensor, Tensor]: ...
 
@@ -184,7 +188,7 @@ def scaled(rows: Tensor, scale: Tensor) -> Tensor:
     return (rows.transpose(0, 1).float() / scale[:, None, None]).contiguous()
 
 
-def _sparsity(clt: TrainableCLT, x: Tensor) -> dict[str, list[float]]:
+def _sparsity(clt: TrainableCLT, x: Tensor) -> dict[str, Any]:
     firing = clt.fire(x)
     counts = torch.stack([(f.value > 0).sum() for f in firing]).float()
     dead = (clt.quiet_tokens > DEAD_TOKENS).float().sum(1)
