@@ -125,6 +125,16 @@ def test_a_run_of_two_processes_goes_on_with_one(tmp_path: Path) -> None:
     assert steps[-1] == 36
 
 
+def test_every_process_takes_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    from circuits.training.ranks import own_device
+
+    assert own_device(torch.device("cuda")) == "cuda"
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    assert own_device(torch.device("cuda")) == "cuda:3"
+    assert own_device(torch.device("cuda:1")) == "cuda:1"
+    assert own_device(torch.device("cpu")) == "cpu"
+
+
 def test_features_that_cannot_be_shared_out_are_refused() -> None:
     from circuits.training.ranks import Ranks
 

@@ -59,7 +59,7 @@ def train(
     from circuits.gemma3 import resolve_device
     from circuits.memory import keep_freed_memory
     from circuits.training.data_set import DataSetText
-    from circuits.training.ranks import join
+    from circuits.training.ranks import join, own_device
     from circuits.training.run import train_transcoder
     from circuits.training.settings import read_config
     from circuits.training.text import FileText, SampledText, Text
@@ -80,7 +80,8 @@ def train(
     else:
         source = text_from(tables) if tables is not None else SampledText(settings.seed, vocabulary)
     keep_freed_memory()
-    ranks = join(str(resolve_device(device)))
+    device = own_device(resolve_device(device))
+    ranks = join(device)
     with progress() as report:
         report("loading the model", 0, 1)
         opened = circuits.load_model(model, device=device, progress=report)

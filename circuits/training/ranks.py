@@ -72,6 +72,12 @@ class Ranks:
                              f"{self.size}")
 
 
+def own_device(device: torch.device) -> str:
+    """The device of this process: under ``torchrun`` every process takes a CUDA device of its own."""
+    local = os.environ.get("LOCAL_RANK")
+    return f"cuda:{local}" if local is not None and device.type == "cuda" and device.index is None else str(device)
+
+
 def join(device: str) -> Ranks:
     """The processes that ``torchrun`` started (gloo on the CPU, nccl on CUDA), or this one alone."""
     if "LOCAL_RANK" not in os.environ:
