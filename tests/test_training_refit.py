@@ -8,7 +8,7 @@ import torch
 from circuits.errors import InputError
 from circuits.training.clt import TrainableCLT
 from circuits.training.ranks import Ranks
-from circuits.training.refit import LINEAR_SHARE, _fire, calibrate, keep_strongest, most_written, refit
+from circuits.training.refit import LINEAR_SHARE, _fire, calibrate, keep_strongest, most_written, refit, with_span
 from circuits.training.settings import TrainSettings
 
 L, F, D, T = 3, 10, 6, 900
@@ -92,6 +92,21 @@ def test_vectors_not_kept_are_zero_and_the_others_refitted_without_them() -> Non
     for layer in range(L):
         assert clt.w_dec[layer][~keep[layer]].abs().sum() == 0
         assert bool((clt.w_dec[layer][keep[layer]].abs().sum(-1) > 0).all())
+
+
+def test_a_wider_span_writes_the_same_until_it_is_refitted() -> None:
+    shards = Memory()
+    clt = trained(SETTINGS, shards)
+    wide = with_span(clt, 3)
+    assert [len(w) for w in wide.w_dec] == [3, 2, 1]
+    x = torch.stack([shards.read(0)[0][:, layer] / clt.x_scale[layer] for layer in range(L)])
+    y = torch.stack([shards.read(0)[1][:, layer] / clt.y_scale[layer] for layer in range(L)])
+    firing = [_fire(clt, layer, x[layer]) for layer in range(L)]
+    before = clt.errors(firing, x, y)[-1]
+    torch.testing.assert_close(wide.errors(firing, x, y)[-1], before)
+    refit(wide, shards, [0], ridge=1.0)
+    assert wide.errors(firing, x, y)[-1].square().mean() < before.square().mean()
+    assert wide.w_dec[0][2].abs().max() > 0
 
 
 def test_most_written_ranks_by_squared_activation_times_norm() -> None:

@@ -35,7 +35,8 @@ def little_held_out_text(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("changes", [
     {}, {"span": 1, "skip": False}, {"sparsity": "jumprelu", "matryoshka": (0.5,), "refit": 0},
-    {"decoder_vectors": 0.6, "features_kept": 20}], ids=["clt", "plt", "jumprelu", "fewer vectors"])
+    {"decoder_vectors": 0.6, "features_kept": 20}, {"refit_span": 4}],
+    ids=["clt", "plt", "jumprelu", "fewer vectors", "refit span"])
 def test_trains_exports_measures_describes_and_traces(model: Gemma3, tmp_path: Path, changes: dict) -> None:
     settings = replace(SETTINGS, **changes)
     measured = train_transcoder(model, settings, tmp_path, SampledText(vocabulary=100), storage="float32")
@@ -48,6 +49,7 @@ def test_trains_exports_measures_describes_and_traces(model: Gemma3, tmp_path: P
     metrics = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert metrics[-1]["steps"] == 3 * 2 * (24 * 15 // 60)
     transcoders = circuits.open_transcoders(tmp_path / "transcoder")
+    assert len(transcoders.output_layers(0)) == max(settings.span, settings.refit_span)
     assert transcoders.d_transcoder[0] == changes.get("features_kept", 24)
     assert transcoders.kind == ("plt" if settings.span == 1 else "clt")
     assert (transcoders.skip(0) is None) is not settings.skip

@@ -28,6 +28,7 @@ def train(
     features_kept: Annotated[int | None, typer.Option(help="Features per layer kept at the end; 0: all.")] = None,
     decoder_vectors: Annotated[float | None, typer.Option(help="Share of decoder vectors kept at the end.")] = None,
     refit: Annotated[int | None, typer.Option(help="Shards that decoders are refitted on at the end; 0: not.")] = None,
+    refit_span: Annotated[int | None, typer.Option(help="Span of that refit, when larger than --span.")] = None,
     shards: Annotated[int | None, typer.Option(help="Files of activations.")] = None,
     sequences: Annotated[int | None, typer.Option(help="Sequences per file.")] = None,
     length: Annotated[int | None, typer.Option(help="Tokens per sequence.")] = None,
@@ -70,8 +71,8 @@ def train(
     settings, tables = read_config(
         config, features=features, span=span, skip=skip, sparsity=sparsity, active=active,
         matryoshka=None if matryoshka is None else _shares(matryoshka), decoder_penalty=decoder_penalty,
-        features_kept=features_kept, decoder_vectors=decoder_vectors, refit=refit, shards=shards, sequences=sequences,
-        length=length, epochs=epochs, batch=batch, lr=lr, seed=seed, products=products)
+        features_kept=features_kept, decoder_vectors=decoder_vectors, refit=refit, refit_span=refit_span, shards=shards,
+        sequences=sequences, length=length, epochs=epochs, batch=batch, lr=lr, seed=seed, products=products)
     source: Text
     if text:
         source = FileText(text, settings.seed)

@@ -65,6 +65,22 @@ def keep_strongest(clt: TrainableCLT, shards: Shards, chosen: list[int], count: 
     return kept
 
 
+@torch.no_grad()
+def with_span(clt: TrainableCLT, span: int) -> TrainableCLT:
+    """The same transcoder with room for decoders into ``span`` layers, the further ones zero: a refit fills them at a
+    fraction of what training them costs."""
+    wider = TrainableCLT(replace(clt.settings, span=span), n_layers=clt.n_layers, d_model=clt.d_model,
+                         device=clt.device)
+    state = clt.state()
+    for name, tensor in wider.state().items():
+        if name.startswith("w_dec."):
+            tensor.zero_()
+            tensor[:len(state[name])] = state[name]
+        else:
+            tensor.copy_(state[name])
+    return wider
+
+
 def _sample(clt: TrainableCLT, shards: Shards, chosen: list[int]) -> Tensor:
     """(L, T, D) scaled inputs of about CALIBRATION_TOKENS tokens."""
     per_shard = max(256, CALIBRATION_TOKENS // len(chosen))

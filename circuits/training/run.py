@@ -21,7 +21,7 @@ from circuits.training.clt import TrainableCLT
 from circuits.training.evaluate import Quality, evaluate_on_sequences
 from circuits.training.held_out import sample_sequences
 from circuits.training.ranks import Ranks
-from circuits.training.refit import calibrate, keep_strongest, refit
+from circuits.training.refit import calibrate, keep_strongest, refit, with_span
 from circuits.training.report import read_metrics, write_report
 from circuits.training.settings import TrainSettings
 from circuits.training.start import start_from
@@ -90,6 +90,8 @@ def train_transcoder(model: Gemma3, settings: TrainSettings, folder: Path, text:
         clt = keep_strongest(clt, store, chosen, settings.features_kept)
     if settings.refit:
         calibrate(clt, store, chosen, settings.active)
+        if settings.refit_span > settings.span:
+            clt = with_span(clt, settings.refit_span)
         keep = refit(clt, store, chosen, ridge=settings.refit_ridge, kept=settings.decoder_vectors, progress=progress)
     for layer in range(model.n_layers):
         progress("writing", layer, model.n_layers)
@@ -121,9 +123,10 @@ def stored_layer(clt: TrainableCLT, layer: int, keep: list[Tensor] | None) -> di
 
 def native_config(model: Gemma3, settings: TrainSettings, training: dict[str, Any]) -> dict[str, Any]:
     """What ``config.json`` says about a set trained for ``model``."""
-    return {"kind": "clt" if settings.span > 1 else "plt", "n_layers": model.n_layers, "d_model": model.d_model,
+    span = max(settings.span, settings.refit_span if settings.refit else 0)
+    return {"kind": "clt" if span > 1 else "plt", "n_layers": model.n_layers, "d_model": model.d_model,
             "d_transcoder": settings.features_kept or settings.features,
-            "span": min(settings.span, model.n_layers), "model_name": model.name,
+            "span": min(span, model.n_layers), "model_name": model.name,
             "masked_prefix": training["masked_prefix"], "training": training}
 
 

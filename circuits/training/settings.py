@@ -63,7 +63,9 @@ class TrainSettings:
     """Tokens per sequence, the masked prefix included."""
     refit: int = 8
     """At the end decoders, skips and biases are refitted by ridge regression on this many shards; 0: not."""
-    refit_ridge: float = 300.0
+    refit_span: int = 0
+    """Span of the refit, when larger than that of training: decoders into further layers start at zero there."""
+    refit_ridge: float = 1000.0
     """Ridge of that regression, in squared scaled activations."""
     features_kept: int = 0
     """Features per layer kept at the end, those that write most; 0: all. Leaves out features that stayed dead."""
@@ -79,6 +81,8 @@ class TrainSettings:
             raise InputError(f"active is {self.active} of {self.features} features: expected fewer")
         if self.refit < 0:
             raise InputError(f"refit is {self.refit}: expected 0 or a number of shards")
+        if self.refit_span and not self.span <= self.refit_span:
+            raise InputError(f"refit_span is {self.refit_span}, span {self.span}: expected 0, or at least span")
         if not 0 <= self.features_kept <= self.features:
             raise InputError(f"features_kept is {self.features_kept} of {self.features}: expected 0 (all), or fewer")
         for name, choices in (("sparsity", SPARSITY), ("products", PRODUCTS)):

@@ -29,7 +29,7 @@ RESAMPLE_UNTIL = 0.75
 SHRINK_EVERY = 10
 """Steps between two shrinkings of far decoders."""
 LOG_EVERY = 20
-MAY_CHANGE = ("epochs", "shards", "decay", "refit", "refit_ridge", "features_kept", "decoder_vectors")
+MAY_CHANGE = ("epochs", "shards", "decay", "refit", "refit_span", "refit_ridge", "features_kept", "decoder_vectors")
 """Settings a run may go on with another value of: what has been trained does not depend on them."""
 
 
