@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import circuits
+from circuits.features import feature_data
 from circuits.training.evaluate import evaluate_on_sequences
 from circuits.training.graph_quality import read_prompts, score_graphs
 from circuits.training.held_out import sample_sequences
@@ -70,16 +71,35 @@ def test_bundled_transcoder_quality(model, transcoders) -> None:
     sequences = sample_sequences(model, tokens=8128, seed=777)
     measured = evaluate_on_sequences(model, transcoders, sequences)
     quality = measured.numbers()
-    print(json.dumps(quality))
-    assert quality["fvu_mean"] <= 0.22
-    assert max(quality["fvu_by_layer"]) <= 0.45
-    assert quality["kl"] <= quality["kl_mean_ablated"] / 3
+    print("QUALITY", json.dumps(quality))
+    assert quality["fvu_mean"] <= 0.175
+    assert max(quality["fvu_by_layer"]) <= 0.33
+    assert quality["active_per_position"] <= 200
+    assert quality["top1_agreement"] >= 0.40
+    assert quality["kl"] <= quality["kl_mean_ablated"] / 3.3
+    assert quality["loss_recovered"] >= 0.68
+    assert quality["dense_fraction"] <= 0.02
 
 
 def test_bundled_transcoder_graphs(model, transcoders) -> None:
     """Unpruned graphs of the 20 prompts of the benchmarks, completeness over nodes with inputs."""
     graphs = score_graphs(model, [transcoders], read_prompts(model, PROMPTS))[0]
-    print(json.dumps(graphs.numbers()))
+    print("GRAPHS", json.dumps(graphs.numbers()))
+    assert graphs.replacement_score >= 0.52
+    assert graphs.completeness_score >= 0.73
+
+
+def test_every_bundled_feature_has_data_and_few_are_dead(transcoders) -> None:
+    data = feature_data(transcoders)
+    density = np.concatenate([data.density(layer) for layer in range(transcoders.n_layers)])
+    print("positions", data.positions, "dead", (density == 0).mean(), "dense", (density > 0.1).mean())
+    assert data.positions > 300_000
+    assert (density == 0).mean() <= 0.06
+    assert (density > 0.1).mean() <= 0.02
+    assert all(data.read(layer, int(i)) is not None for layer in range(18) for i in data.live(layer)[::40])
+    folder = transcoders.folder
+    assert sum(path.stat().st_size for path in folder.glob("*.safetensors")) < 90e6
+    assert (folder / "features.bin").stat().st_size < 25e6
 
 
 def test_a_trace_from_the_shell_is_quick_and_small(tmp_path: Path) -> None:
