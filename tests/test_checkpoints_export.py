@@ -55,8 +55,10 @@ def check_same(got: Transcoders, want: Transcoders) -> None:
         if skips[0] is not None and skips[1] is not None:
             assert torch.equal(skips[0], skips[1])
         x = torch.randn(7, want.d_model, generator=torch.Generator().manual_seed(i))
-        for column, expected in zip(got.encode(i, x), want.encode(i, x), strict=True):
-            assert torch.equal(column, expected)
+        (*active, value), (*expected, known_value) = got.encode(i, x), want.encode(i, x)
+        assert all(map(torch.equal, active, expected))
+        # the weights are bit-equal (above); a product of other memory layout or thread count rounds differently
+        torch.testing.assert_close(value, known_value, rtol=1e-5, atol=1e-5)
 
 
 def opened(kind: str, folder: Path) -> Transcoders:

@@ -170,7 +170,9 @@ def test_a_stream_in_any_parts_gives_the_same(model, transcoders, shards, data, 
     for layer in range(LAYERS):
         for i in data.live(layer):
             a, b = data.read(layer, i), other.read(layer, i)
-            assert (a.count, a.max_activation) == (b.count, pytest.approx(b.max_activation))
+            assert a.count == b.count
+            # float32 products of other batch sizes round differently
+            assert a.max_activation == pytest.approx(b.max_activation, rel=1e-5, abs=1e-5)
             assert a.histogram.tolist() == b.histogram.tolist()
             assert a.fired_on.tokens.tolist() == b.fired_on.tokens.tolist()
             for x, y in zip(a.contexts[:TOP], b.contexts[:TOP], strict=True):
