@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from circuits.training.ranks import Ranks
 from circuits.training.settings import TrainSettings
-from circuits.training.sparsity import Firing, Penalty, batch_top_k, jump_relu
+from circuits.training.sparsity import Firing, Penalty, bag_offsets, batch_top_k, jump_relu
 
 DEAD_TOKENS = 50_000
 """Tokens without firing after which a feature counts as dead (and is made anew, see training/resample.py)."""
@@ -181,7 +181,7 @@ class TrainableCLT:
             part = firing if len(errors) == 1 else firing.within(start, stop)
             by_feature = torch.argsort(part.feature, stable=True)
             token, value = part.token[by_feature], part.value[by_feature]
-            offsets = _offsets(part.feature - start, stop - start)
+            offsets = bag_offsets(part.feature - start, stop - start)
             d_value = torch.zeros_like(part.value)
             for j in range(self.spans[layer]):
                 d_value += entry_products(part, g[layer + j], self.w_dec[layer][j])
@@ -194,7 +194,7 @@ class TrainableCLT:
         by_feature = torch.argsort(entry.feature, stable=True)
         gradients = {f"w_dec.{layer}": d_dec,
                      f"w_enc.{layer}": weighted_rows(x, entry.token[by_feature], d_pre[by_feature],
-                                                     _offsets(entry.feature, self.features)),
+                                                     bag_offsets(entry.feature, self.features)),
                      f"b_enc.{layer}": torch.zeros_like(self.b_enc[layer]).index_add_(0, entry.feature, d_pre),
                      f"b_dec.{layer}": errors[0][layer].sum(0)}
         if self.skip:
@@ -281,10 +281,6 @@ def entry_products(firing: Firing, g: Tensor, w: Tensor) -> Tensor:
         return torch.sparse.sampled_addmm(pattern, g, w.T, beta=0.0).values()
     chunks = zip(firing.token.split(65536), firing.feature.split(65536), strict=True)
     return torch.cat([(g[token] * w[feature]).sum(-1) for token, feature in chunks])
-
-
-def _offsets(index: Tensor, size: int) -> Tensor:
-    return functional.pad(torch.bincount(index, minlength=size).cumsum(0), (1, 0))
 
 
 def _joined(parts: list[Firing]) -> Firing:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from circuits.errors import InputError
 from circuits.training.clt import FEATURE_DIM, TrainableCLT, weighted_rows
-from circuits.training.sparsity import Firing, entries
+from circuits.training.sparsity import Firing, bag_offsets, entries
 from circuits.training.trainer import Shards, scaled
 
 BATCH = 4064
@@ -163,7 +163,6 @@ class _Sums:
         """Per output and source layer (F, 2 D + 1): activations times [x, 1, y]."""
         self.linear = torch.zeros(clt.n_layers, clt.d_model + 1, width)
         """[x, 1] times [x, 1, y]."""
-        self.tokens = 0
         self.active: list[list[sparse.csr_matrix]] = [[] for _ in range(clt.n_layers)]
 
     def add(self, x: Tensor, y: Tensor) -> None:
@@ -177,13 +176,10 @@ class _Sums:
                 (firing.value.cpu().numpy(), firing.feature.cpu().numpy().astype(np.int32),
                  firing.offsets.cpu().numpy().astype(np.int32)), (x.shape[1], clt.features)))
             order = torch.argsort(firing.feature, stable=True)
-            counts = torch.bincount(firing.feature, minlength=clt.features)
-            by_feature.append((firing.token[order], firing.value[order],
-                               torch.nn.functional.pad(counts.cumsum(0), (1, 0))))
+            by_feature.append((firing.token[order], firing.value[order], bag_offsets(firing.feature, clt.features)))
             for s in _sources(clt, layer):
                 self.features[layer][s] += weighted_rows(table[layer], *by_feature[s]).cpu()
             self.linear[layer] += (table[layer, :, :clt.d_model + 1].T @ table[layer]).cpu()
-        self.tokens += x.shape[1]
 
     def energy(self) -> Tensor:
         """(L, F) squared activations summed over tokens."""

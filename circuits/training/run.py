@@ -103,7 +103,8 @@ def train_transcoder(model: Gemma3, settings: TrainSettings, folder: Path, text:
     measured = evaluate_on_sequences(model, transcoders, _held_out(model, settings, store), progress=progress)
     native.write_config(target, **config, quality=measured.numbers())
     if feature_data:
-        _collect(model, transcoders, store, settings, progress)
+        at_hand = chosen if store.shards_in_quota else last_shards(order, settings.shards)
+        _collect(model, transcoders, store, at_hand, progress)
     write_report(folder / "report.html", metrics=read_metrics(folder / "metrics.jsonl"), transcoders=transcoders,
                  quality=measured.numbers(), density=measured.density, settings=described,
                  title=f"{config['kind'].upper()} for {model.name}")
@@ -150,12 +151,10 @@ def _held_out(model: Gemma3, settings: TrainSettings, store: ActivationStore) ->
     return store.tokens(settings.shards)[:rows].tolist()
 
 
-def _collect(model: Gemma3, transcoders: Transcoders, store: ActivationStore, settings: TrainSettings,
+def _collect(model: Gemma3, transcoders: Transcoders, store: ActivationStore, at_hand: list[int],
              progress: Report) -> None:
-    order = schedule(settings, store.shards_in_quota or settings.shards)
-    at_hand = min(settings.shards, store.shards_in_quota or settings.shards, max(1, settings.refit))
-    used = max(1, min(at_hand if store.shards_in_quota else settings.shards, FEATURE_TOKENS // store.tokens_per_shard))
-    chosen = last_shards(order, used)
+    """Describe the features on the shards ``at_hand``, as many as FEATURE_TOKENS allows."""
+    chosen = at_hand[:max(1, FEATURE_TOKENS // store.tokens_per_shard)]
 
     def activations() -> Any:
         for index in chosen:

@@ -39,8 +39,12 @@ class Firing:
 
 def entries(token: Tensor, feature: Tensor, value: Tensor, tokens: int, near: Tensor | None = None) -> Firing:
     """Firing from its columns, sorted by token."""
-    counts = torch.bincount(token, minlength=tokens)
-    return Firing(token, feature, value, functional.pad(counts.cumsum(0), (1, 0)), near)
+    return Firing(token, feature, value, bag_offsets(token, tokens), near)
+
+
+def bag_offsets(index: Tensor, size: int) -> Tensor:
+    """(size + 1,) where the run of each value 0 to size - 1 starts once ``index`` is sorted, and where all end."""
+    return functional.pad(torch.bincount(index, minlength=size).cumsum(0), (1, 0))
 
 
 def batch_top_k(pre: list[Tensor], active: int, threshold: Tensor, ranks: Ranks) -> list[Firing]:
