@@ -1,117 +1,121 @@
 """Our side of vs_circuit_tracer.py, in the environment that circuits is installed in.
 
-    python circuits_run.py prepare WORK MODEL               writes WORK/setup.json and, once, the random transcoders
-    python circuits_run.py trace SETUP.json TOKENS THREADS FOLDER    one run: FOLDER/run.json and the edges
+    python circuits_run.py prepare WORK MODEL TRANSCODERS...   writes WORK/setup.json and, once, the transcoders
+    python circuits_run.py trace SETUP.json TRANSCODERS TOKENS TASK ROWS THREADS FOLDER    one run: FOLDER/run.json,
+        the nodes that pruning keeps and, of the task ``full``, the edges
+
+TASK is ``full``: every active feature's row, to the sparse matrix of all edges; or ``pruned``: rows until at most
+1 - COVERAGE of influence is unexplored, then pruning. ROWS is the rows' arithmetic.
 """
 
 from __future__ import annotations
 
 import json
-import shutil
 import sys
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import edge_matrix
+import kept_nodes
 import numpy as np
+import random_transcoders
 import torch
 from measured_run import measure, write_json
-from safetensors.torch import save_file
-from torch import Tensor
 
 import circuits
-from circuits.gemma3 import FrozenPass, Gemma3
+from circuits.checkpoints.export import export
+from circuits.gemma3 import Gemma3
 from circuits.graphs import AttributionGraph
 from circuits.memory import return_freed_memory
 from circuits.prompt import masked_prefix, tokenize
-from circuits.weights import find_weights
 
 PROMPT = (
     "The ferry left the harbour shortly after six, carrying forty passengers, a few bicycles and the morning post for "
     "the islands. Fog lay over the water until noon, and the captain, who had made the crossing for thirty years, "
-    "steered by the sound of the bell buoys. When the sun came out, children ran to the railing and counted the")
-N_TOKENS = 70
-WIDTH = 16384
-ACTIVE = 10
-"""Mean active features per layer and position; real sets of this width have 10 to 20 (FORMATS: l0 small)."""
-SEED = 0
+    "steered by the sound of the bell buoys. When the sun came out, children ran to the railing and counted the "
+    "seals on the rocks, while their parents unpacked bread, cheese and hard-boiled eggs on the wooden benches. A "
+    "retired teacher explained to anyone who would listen why the old lighthouse had been painted red, and nobody "
+    "believed him. By the time the first houses appeared above the cliffs, the wind had turned to the west, and the captain "
+    "rang the bell twice for the pier")
+COUNTED = 70
+"""Leading tokens at which the random features' mean number was chosen."""
+N_TOKENS = 140
+COVERAGE = 0.95
+NODE_THRESHOLD, EDGE_THRESHOLD = 0.8, 0.98
 PACKAGES = ("torch", "transformers", "gemma-circuits")
 
 
-def prepare(work: str, model_name: str) -> None:
+def prepare(work: str, model_name: str, *kinds: str) -> None:
     """Tokens, folders and settings that both sides share."""
+    from circuits.weights import find_weights
+
     model = circuits.load_model(model_name, device="cpu")
-    tokens = tokenize(model, PROMPT)
+    tokens = tokenize(model, PROMPT)[:N_TOKENS]
     if len(tokens) != N_TOKENS or masked_prefix(tokens) != 1:
-        raise ValueError(f"the prompt is {len(tokens)} tokens of {model_name}, expected {N_TOKENS}")
-    folder = Path(work, f"transcoders-{model.n_layers}x{WIDTH}-{ACTIVE}-seed{SEED}")
-    if not folder.is_dir():
-        _write_transcoders(folder, model, tokens)
+        raise ValueError(f"the prompt is {len(tokens)} tokens of {model_name}, expected at least {N_TOKENS}")
     write_json(Path(work, "setup.json"), {
-        "model": str(find_weights(model_name)), "model_name": model_name, "transcoders": str(folder), "width": WIDTH,
-        "seed": SEED, "n_layers": model.n_layers, "d_model": model.d_model, "prompt": PROMPT, "tokens": tokens,
-        "max_logits": 10, "logit_prob": 0.95})
+        "model": str(find_weights(model_name)), "model_name": model_name, "n_layers": model.n_layers,
+        "d_model": model.d_model, "prompt": PROMPT, "tokens": tokens, "max_logits": 10, "logit_prob": 0.95,
+        "coverage": COVERAGE, "node_threshold": NODE_THRESHOLD, "edge_threshold": EDGE_THRESHOLD,
+        "transcoders": {kind: _transcoders(kind, Path(work), model, tokens) for kind in kinds}})
 
 
-def _write_transcoders(folder: Path, model: Gemma3, tokens: list[int]) -> None:
-    """A per-layer set in circuit-tracer's layout; written beside ``folder``, then renamed."""
-    scratch = folder.with_name(folder.name + ".partial")
-    shutil.rmtree(scratch, ignore_errors=True)
-    scratch.mkdir(parents=True)
-    frozen = model.freeze(tokens)
-    for layer in range(model.n_layers):
-        save_file(_random_layer(frozen, layer), scratch / f"layer_{layer}.safetensors")
-    (scratch / "config.yaml").write_text(
-        "model_name: google/gemma-3-270m\nmodel_kind: transcoder_set\nfeature_input_hook: mlp.hook_in\n"
-        "feature_output_hook: hook_mlp_out\n", encoding="utf-8")
-    scratch.rename(folder)
+def _transcoders(kind: str, work: Path, model: Gemma3, tokens: list[int]) -> dict[str, Any]:
+    """Where each side finds the set ``kind``, and what it is."""
+    if kind == "random-plt":
+        folder = str(random_transcoders.write(work, model, tokens, COUNTED))
+        return {"kind": "plt", "ours": folder, "theirs": folder, "features_per_layer": random_transcoders.WIDTH,
+                "seed": random_transcoders.SEED}
+    if kind != "bundled-clt":
+        raise ValueError(f"transcoders are {kind!r}: expected random-plt or bundled-clt")
+    bundled = circuits.open_transcoders("bundled")
+    # circuit-tracer's own CLT files have no place for the affine skip; it reads Gemma Scope 2's, where it has one
+    theirs = export(bundled, work / "bundled-clt", "gemma-scope-2")
+    return {"kind": "clt", "ours": "bundled", "theirs": str(theirs), "features_per_layer": bundled.d_transcoder[0]}
 
 
-def _random_layer(frozen: FrozenPass, layer: int) -> dict[str, Tensor]:
-    """Random directions, at scales that make sense for the layer: about as large together as the MLP's output."""
-    generator = torch.Generator().manual_seed(1000 * SEED + layer)
-    x, y = frozen.mlp_in[layer, 1:], frozen.mlp_out[layer, 1:]
-    d_model = x.shape[1]
-    in_scale, out_scale = float(x.square().mean().sqrt()), float(y.square().mean().sqrt())
-
-    def randn(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=generator)
-
-    w_enc, b_enc = randn(WIDTH, d_model) / d_model ** 0.5, 0.1 * in_scale * randn(WIDTH)
-    threshold = _threshold(x @ w_enc.T + b_enc)
-    return {"W_enc": w_enc, "b_enc": b_enc, "W_dec": randn(WIDTH, d_model) * (out_scale / threshold / ACTIVE ** 0.5),
-            "b_dec": 0.1 * out_scale * randn(d_model), "activation_function.threshold": torch.full((WIDTH,), threshold)}
-
-
-def _threshold(pre: Tensor) -> float:
-    """A threshold that about ACTIVE features per position pass, in the widest gap between values near there: rounding,
-    which differs between programs, must not decide whether a feature is active."""
-    wanted = ACTIVE * len(pre)
-    near = pre.flatten().topk(wanted + wanted // 50).values[wanted - wanted // 50:]
-    widest = int((near[:-1] - near[1:]).argmax())
-    return float((near[widest] + near[widest + 1]) / 2)
-
-
-def trace(setup_file: str, n_tokens: str, threads: str, folder: str) -> None:
-    """From tokens to the sparse matrix of all edges, every active feature's row computed."""
+def trace(setup_file: str, kind: str, n_tokens: str, task: str, rows: str, threads: str, folder: str) -> None:
+    """One run of ``task``; model and transcoders are opened before the span."""
     setup = json.loads(Path(setup_file).read_text(encoding="utf-8"))
     torch.set_num_threads(int(threads))
     return_freed_memory()  # as the command line does
     tokens = setup["tokens"][:int(n_tokens)]
     model = circuits.load_model(setup["model"], device="cpu")
-    transcoders = circuits.open_transcoders(setup["transcoders"])
+    transcoders = circuits.open_transcoders(setup["transcoders"][kind]["ours"])
+    full = task == "full"
 
     def span() -> AttributionGraph:
-        graph = circuits.trace(model, transcoders, tokens=tokens, coverage=1.0, max_logits=setup["max_logits"],
-                               logit_prob=setup["logit_prob"])
-        graph.adjacency()
+        graph = circuits.trace(model, transcoders, tokens=tokens, coverage=1.0 if full else setup["coverage"],
+                               max_logits=setup["max_logits"], logit_prob=setup["logit_prob"], dtype=rows)
+        if full:
+            graph.adjacency()
         return graph
 
     graph, figures = measure(span)
-    write_json(Path(folder, "run.json"), figures | {
-        "conservation": graph.conservation, "versions": {name: version(name) for name in PACKAGES}})
-    write_graph(Path(folder), graph)
+    pruned, pruning = measure(lambda: graph.prune(setup["node_threshold"], setup["edge_threshold"]))
+    settings = graph.header.settings
+    write_json(Path(folder, "run.json"), {
+        **figures, "conservation": graph.conservation, "unexplored": graph.unexplored,
+        "active_features": settings["active_features"], "rows_computed": settings["expanded_features"],
+        "pruning": {"seconds": pruning["seconds"], "cpu_seconds": pruning["cpu_seconds"],
+                    "peak_bytes": pruning["peak_bytes"], "nodes": len(graph), "kept_nodes": len(pruned)},
+        "versions": {name: version(name) for name in PACKAGES}})
+    write_kept(Path(folder), pruned)
+    if full:
+        write_graph(Path(folder), graph)
+
+
+def write_kept(folder: Path, graph: AttributionGraph) -> None:
+    """The nodes of a pruned graph, constants left out."""
+    nodes, parts = graph.nodes, []
+    for kind in kept_nodes.KINDS:
+        here = np.flatnonzero(nodes.kind == kind)
+        feature = {"feature": nodes.feature, "logit": nodes.token}.get(kind)
+        parts.append(kept_nodes.rows(kind, nodes.layer[here], nodes.position[here],
+                                     -1 if feature is None else feature[here]))
+    kept_nodes.write(folder, "kept", parts)
 
 
 def write_graph(folder: Path, graph: AttributionGraph) -> None:

@@ -14,7 +14,7 @@ from circuits.graphs.graph import AttributionGraph, Header, NodeTable
 from circuits.graphs.scores import annotate
 from circuits.prompt import token_text
 from circuits.replacement import LocalReplacement
-from circuits.sweep import RowStore
+from circuits.row_store import RowStore
 from circuits.targets import Targets
 from circuits.transcoder import Transcoders
 
@@ -33,7 +33,7 @@ def assemble(model: Gemma3, transcoders: Transcoders, local: LocalReplacement, t
     nodes.expanded[:len(local.active)] = expanded
     nodes.expanded[local.n_sources:] = True
     nodes.residual[:] = residuals
-    node, length, total, magnitude, _ = rows.columns()
+    node, length, total, magnitude, *_ = rows.columns()
     nodes.input_sum[node], nodes.input_abs[node] = total, magnitude
     lengths = np.zeros(n_nodes, np.int64)
     lengths[node] = length

@@ -5,29 +5,25 @@ Shapes: N active features, S source nodes (features, errors, embeddings, constan
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
 from datetime import UTC, datetime
 
 import numpy as np
 import torch
-from scipy.sparse import csr_array
 from torch import Tensor
 
 import circuits
 from circuits.assembly import assemble
 from circuits.errors import ConservationError, InputError
+from circuits.frontier import Expansion, Report, expand
 from circuits.gemma3 import DTYPES, Gemma3, check_dtype
 from circuits.graphs.graph import AttributionGraph, Header
-from circuits.graphs.influence import Rows, flow
+from circuits.planning import Plan, Size, plan
 from circuits.prompt import check_tokens, prompt_text, token_text, tokenize
 from circuits.replacement import LocalReplacement, build_replacement
-from circuits.sweep import RowBlock, RowStore, Starts, Sweep
+from circuits.sweep import Sweep
 from circuits.targets import Targets, choose_targets
 from circuits.transcoder import Transcoders
-
-Report = Callable[[str, int, int], None]
-"""Progress: called with a stage (``features``, ``rows``), what is done, and the most there can be."""
 
 CONSERVATION_LIMIT = 1e-3
 """Largest relative residual of a float32 trace; correct ones stay near 1e-6 (METHOD 3)."""
@@ -37,6 +33,7 @@ def trace(model: Gemma3, transcoders: Transcoders, prompt: str | None = None, *,
           chat: bool = False, coverage: float = 0.95, max_features: int | None = None, max_logits: int = 10,
           logit_prob: float = 0.95, target: str | int | None = None, versus: str | int | None = None,
           direction: Tensor | None = None, dtype: str = "float32", batch: int | None = None,
+          memory: int | None = None, row_mass: float | None = None,
           progress: Report = lambda stage, done, total: None) -> AttributionGraph:
     """The attribution graph of a prompt (METHOD 1-4; Ameisen et al. 2025, "Circuit Tracing").
 
@@ -49,7 +46,10 @@ def trace(model: Gemma3, transcoders: Transcoders, prompt: str | None = None, *,
         target, versus: instead one token, or the difference of two tokens' logits.
         direction: (D,) instead any direction in the space of the unembedding.
         dtype: of the rows' arithmetic, ``float32`` or ``bfloat16`` (about 0.4% relative error).
-        batch: targets computed at once; by default chosen from the prompt's length.
+        batch: most targets computed at once; by default chosen from the prompt's length and the memory.
+        memory: bytes this process may hold on the model's device; by default what is free (:mod:`circuits.planning`).
+        row_mass: share of every row's sum of |edge| that is stored, largest edges first, the rest as its sum; by
+            default 1, and planning.ROW_MASS where all edges would be too many.
         progress: called as work proceeds.
 
     Raises:
@@ -63,7 +63,8 @@ def trace(model: Gemma3, transcoders: Transcoders, prompt: str | None = None, *,
     local = build_replacement(model, transcoders, ids, progress)
     targets = choose_targets(model, local.frozen, max_logits=max_logits, logit_prob=logit_prob, target=target,
                              versus=versus, direction=direction)
-    expansion = _expand(local, targets, Sweep(local, DTYPES[dtype], batch), coverage, max_features, progress)
+    sweep = Sweep(local, _plan(local, targets, dtype, batch, max_features, memory, row_mass), DTYPES[dtype])
+    expansion = expand(local, targets, sweep, coverage, max_features, progress)
     exact = dtype == "float32" and model.dtype == torch.float32
     residuals, warnings = _check_conservation(local, targets, expansion, exact)
     header = Header(
@@ -81,6 +82,17 @@ def trace(model: Gemma3, transcoders: Transcoders, prompt: str | None = None, *,
     return assemble(model, transcoders, local, targets, expansion.rows, expansion.expanded, residuals, header)
 
 
+def _plan(local: LocalReplacement, targets: Targets, dtype: str, batch: int | None, max_features: int | None,
+          memory: int | None, row_mass: float | None) -> Plan:
+    n_rows = len(targets.values) + min(len(local.active), max_features or len(local.active))
+    layer = local.frozen.layers[0]
+    n_heads, _, head_dim = layer.queries.shape
+    size = Size(local.n_positions, local.n_sources, n_rows, local.n_layers, local.biases.shape[1], n_heads,
+                len(layer.keys), head_dim, any(skip is not None for skip in local.skips))
+    return plan(size, local.biases.device, DTYPES[dtype].itemsize, memory, batch, row_mass,
+                gathered=local.frozen.gathered)
+
+
 def _check(coverage: float, max_features: int | None, dtype: str, batch: int | None) -> None:
     if not 0 < coverage <= 1:
         raise InputError(f"coverage is {coverage}: expected a share above 0 and at most 1")
@@ -88,95 +100,6 @@ def _check(coverage: float, max_features: int | None, dtype: str, batch: int | N
         if count is not None and count < 1:
             raise InputError(f"{name} is {count}: expected at least 1")
     check_dtype(dtype)
-
-
-@dataclass
-class Expansion:
-    """Rows computed so far. Features are nodes 0..N-1; targets follow the S sources."""
-
-    rows: RowStore
-    expanded: np.ndarray
-    """(N,) bool"""
-    unexplored: float = 0.0
-    """Share of influence that arrived at features without a row."""
-
-
-class _Frontier:
-    """Where influence has arrived but rows are missing; :func:`circuits.graphs.influence.flow` on the rows so far."""
-
-    def __init__(self, local: LocalReplacement, targets: Targets):
-        self.n, self.first_constant = len(local.active), local.first_constant
-        self.start = np.zeros(local.n_sources + len(targets.values))
-        weights = targets.weights.double().cpu().numpy()
-        self.start[local.n_sources:] = weights / weights.sum()
-        self.levels: dict[int, list[Rows]] = {}
-
-    def add(self, block: RowBlock, level: np.ndarray) -> None:
-        rows = block.rows
-        sizes = np.abs(rows.data)
-        sizes[rows.indices >= self.first_constant] = 0
-        shares = csr_array((sizes, rows.indices, rows.indptr), shape=(rows.shape[0], len(self.start)))
-        scale = np.divide(1.0, block.magnitude, out=np.zeros(len(level)), where=block.magnitude > 0)
-        for depth in np.unique(level):
-            here = np.flatnonzero(level == depth)
-            self.levels.setdefault(int(depth), []).append(Rows(block.targets[here], shares[here], scale[here]))
-
-    def waiting(self, expanded: np.ndarray) -> np.ndarray:
-        """(N,) share of influence that first hits each feature without a row."""
-        arrived = flow((rows for level in sorted(self.levels, reverse=True) for rows in self.levels[level]),
-                       self.start)[:self.n]
-        return np.where(expanded, 0.0, arrived)
-
-
-def _expand(local: LocalReplacement, targets: Targets, sweep: Sweep, coverage: float, max_features: int | None,
-            progress: Report) -> Expansion:
-    """Best-first expansion with the certificate of METHOD 4."""
-    n = len(local.active)
-    limit = n if max_features is None else min(n, max_features)
-    full = coverage == 1 and limit == n
-    expansion, frontier = Expansion(RowStore(), np.zeros(n, bool)), _Frontier(local, targets)
-    done = 0
-
-    def add(starts: Starts, node: np.ndarray) -> None:
-        nonlocal done
-        for block in sweep.rows(starts):
-            level = starts.layer[torch.from_numpy(block.targets)].cpu().numpy()
-            block = replace(block, targets=node[block.targets])
-            expansion.rows.add(block)
-            if not full:
-                frontier.add(block, level)
-            done += int((block.targets < n).sum())
-            progress("rows", done, limit)
-
-    features, finals = _feature_starts(local), local.n_sources + np.arange(len(targets.values))
-    if full:
-        expansion.expanded[:] = True
-        add(features, np.arange(n))
-        add(_target_starts(local, targets), finals)
-        return expansion
-    add(_target_starts(local, targets), finals)
-    per_round = max(64, n // 40)
-    while True:
-        waiting = frontier.waiting(expansion.expanded)
-        expansion.unexplored = float(waiting.sum())
-        room = min(per_round, limit - int(expansion.expanded.sum()), np.count_nonzero(waiting))
-        if room == 0 or expansion.unexplored <= 1 - coverage:
-            return expansion
-        best = np.sort(np.argsort(-waiting, kind="stable")[:room])
-        expansion.expanded[best] = True
-        add(features.take(torch.from_numpy(best)), best)
-
-
-def _target_starts(local: LocalReplacement, targets: Targets) -> Starts:
-    vector = targets.vectors * local.frozen.final_gain
-    where = torch.ones(len(vector), dtype=torch.long, device=vector.device)
-    return Starts(where * local.n_layers, where * (local.n_positions - 1), vector)
-
-
-def _feature_starts(local: LocalReplacement) -> Starts:
-    gains = torch.stack([layer.mlp_in_gain for layer in local.frozen.layers])
-    active = local.active
-    return Starts(active.layer, active.position, local.encoders * gains[active.layer, active.position])
 
 
 def _check_conservation(local: LocalReplacement, targets: Targets, expansion: Expansion,
@@ -193,7 +116,7 @@ def _check_conservation(local: LocalReplacement, targets: Targets, expansion: Ex
     expected[:len(local.active)] = local.encoder_values.cpu().numpy()
     expected[local.n_sources:] = targets.values.cpu().numpy()
     residual = np.full(len(expected), np.nan)
-    node, _, total, _, magnitude_all = expansion.rows.columns()
+    node, _, total, _, magnitude_all, _ = expansion.rows.columns()
     scale = np.maximum(np.abs(expected[node]), 0.1 * magnitude_all)
     residual[node] = np.abs(total - expected[node]) / np.maximum(scale, 1e-30)
     worst = int(np.nanargmax(np.where(np.isnan(residual), -1, residual)))

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,52 +16,14 @@ import torch
 from torch import Tensor
 
 from circuits.errors import InputError, ModelError
+from circuits.frozen import FrozenLayer, FrozenPass, attend
 from circuits.hub import first_line
 from circuits.model_folder import open_tokenizer, quiet_transformers, read_tensors, text_settings
+from circuits.placement import place, resolve_device, weight
+
+_RECORDING = "circuits_recording"
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
-
-@dataclass(frozen=True)
-class FrozenLayer:
-    """What stays of one layer once patterns and norm scales are frozen: a linear map of the residual stream.
-
-    ``x_q += attn_out_gain[q] * sum_h W_O[h] sum_p pattern[h, q, p] W_V[g(h)] (attn_in_gain[p] * x_p)``
-    (METHOD 1). Gains are (1 + w) times the norm's scale at that position.
-    """
-
-    pattern: Tensor
-    """(H, P, P) attention after softmax; rows are queries."""
-    attn_in_gain: Tensor
-    """(P, D) input_layernorm."""
-    attn_out_gain: Tensor
-    """(P, D) post_attention_layernorm."""
-    mlp_in_gain: Tensor
-    """(P, D) pre_feedforward_layernorm."""
-    w_v: Tensor
-    """(G, K, D)"""
-    w_o: Tensor
-    """(D, H, K)"""
-
-
-@dataclass(frozen=True)
-class FrozenPass:
-    """One ordinary forward pass of a prompt with everything the replacement model freezes."""
-
-    tokens: list[int]
-    embeddings: Tensor
-    """(P, D) output of the embedding module, already multiplied by sqrt(D)."""
-    layers: list[FrozenLayer]
-    mlp_in: Tensor
-    """(L, P, D) output of pre_feedforward_layernorm: what features read."""
-    mlp_out: Tensor
-    """(L, P, D) output of post_feedforward_layernorm: what transcoders replace."""
-    final_gain: Tensor
-    """(D,) final norm as a diagonal map at the last position."""
-    final_normed: Tensor
-    """(D,) output of the final norm at the last position."""
-    logits: Tensor
-    """(V,) at the last position, float32."""
 
 
 class Gemma3:
@@ -88,21 +49,26 @@ class Gemma3:
         self.norm_eps: float = config.rms_norm_eps
 
     @classmethod
-    def from_folder(cls, folder: Path, *, name: str, dtype: str = "float32", device: str = "auto") -> Gemma3:
+    def from_folder(cls, folder: Path, *, name: str, dtype: str = "float32", device: str = "auto",
+                    device_map: str | dict[str, Any] | None = None) -> Gemma3:
         """Open a checkpoint folder (text or multimodal) in Hugging Face's layout.
 
+        Args:
+            device_map: see :func:`circuits.placement.place`; None puts everything on ``device``.
+
         Raises:
-            InputError: unknown ``dtype`` or ``device``.
+            InputError: unknown ``dtype``, ``device`` or ``device_map``.
             ModelError: missing, truncated or foreign files.
         """
         check_dtype(dtype)
         where = resolve_device(device)
         hf_model = _open_text_model(Path(folder), name, DTYPES[dtype])
-        return cls(_move(hf_model, where, name), open_tokenizer(Path(folder)), name)
+        return cls(place(hf_model, where, device_map, name), open_tokenizer(Path(folder)), name)
 
     @property
     def device(self) -> torch.device:
-        return self.hf.device
+        """Where prompts enter and targets are read; layers may lie elsewhere."""
+        return self.hf.model.embed_tokens.weight.device
 
     @property
     def dtype(self) -> torch.dtype:
@@ -121,30 +87,31 @@ class Gemma3:
     @property
     def final_norm_gain(self) -> Tensor:
         """(D,) 1 + w of the final norm, without its scale."""
-        return 1.0 + self.hf.model.norm.weight.float()
+        return 1.0 + weight(self.hf.model.norm)
 
     def mlp_norm_gain(self, layer: int) -> Tensor:
         """(D,) 1 + w of a layer's pre_feedforward_layernorm, without its scale."""
-        return 1.0 + self.hf.model.layers[layer].pre_feedforward_layernorm.weight.float()
+        return 1.0 + weight(self.hf.model.layers[layer].pre_feedforward_layernorm, self.device)
 
     @torch.no_grad()
     def freeze(self, tokens: list[int]) -> FrozenPass:
-        """Run ``tokens`` once and record patterns, norm gains, MLP inputs and outputs.
+        """Run ``tokens`` once and record queries, keys, norm scales, MLP inputs and outputs.
 
-        Returns float32 tensors on the model's device whatever the model's dtype.
+        Returns float32 tensors whatever the model's dtype: each layer's on that layer's device, the rest on the
+        model's.
         """
         seen: dict[tuple[int, str], Tensor] = {}
-        taps = self._frozen_taps(seen)
-        with _eager_attention(self.hf.config), _hooks(taps):
+        with _recording_attention(self.hf.config, seen), _hooks(self._frozen_taps(seen)):
             hidden = self.hf.model(torch.tensor([tokens], device=self.device), use_cache=False).last_hidden_state
             logits = self.hf.lm_head(hidden[:, -1])[0].float()
-        layers = [self._frozen_layer(i, seen) for i in range(self.n_layers)]
+        final_scale = self._scale(seen[-1, "final_in"][-1])
         return FrozenPass(
-            tokens=list(tokens), embeddings=seen[-1, "embeddings"], layers=layers,
-            mlp_in=torch.stack([seen[i, "mlp_in"] for i in range(self.n_layers)]),
-            mlp_out=torch.stack([seen[i, "mlp_out"] for i in range(self.n_layers)]),
-            final_gain=self.norm_gain(self.hf.model.norm, seen[-1, "final_in"][-1:])[0],
-            final_normed=hidden[0, -1].float(), logits=logits)
+            tokens=list(tokens), embeddings=seen[-1, "embeddings"].to(self.device),
+            layers=[self._frozen_layer(i, seen) for i in range(self.n_layers)],
+            mlp_in=torch.stack([seen[i, "mlp_in"].to(self.device) for i in range(self.n_layers)]),
+            mlp_out=torch.stack([seen[i, "mlp_out"].to(self.device) for i in range(self.n_layers)]),
+            final_gain=self.final_norm_gain * final_scale.to(self.device), final_normed=hidden[0, -1].float(),
+            logits=logits, gathered=getattr(self.hf, "hf_device_map", None) is not None)
 
     def _frozen_taps(self, seen: dict[tuple[int, str], Tensor]) -> list[tuple[Any, Callable[..., None]]]:
         def tap(index: int, name: str, read: Callable[[Any, Any], Tensor]) -> Callable[..., None]:
@@ -152,13 +119,15 @@ class Gemma3:
                 seen[index, name] = read(inputs, output)[0].float()
             return hook
 
+        def scale(ins: Any, _out: Any) -> Tensor:
+            return self._scale(ins[0].float())
+
         taps = [(self.hf.model.embed_tokens, tap(-1, "embeddings", lambda _, out: out)),
                 (self.hf.model.norm, tap(-1, "final_in", lambda ins, _: ins[0]))]
         for i, layer in enumerate(self.hf.model.layers):
-            taps += [(layer.input_layernorm, tap(i, "attn_in", lambda ins, _: ins[0])),
-                     (layer.self_attn, tap(i, "pattern", lambda _, out: out[1])),
-                     (layer.post_attention_layernorm, tap(i, "attn_out", lambda ins, _: ins[0])),
-                     (layer.pre_feedforward_layernorm, tap(i, "resid_mid", lambda ins, _: ins[0])),
+            taps += [(layer.input_layernorm, tap(i, "attn_in_scale", scale)),
+                     (layer.post_attention_layernorm, tap(i, "attn_out_scale", scale)),
+                     (layer.pre_feedforward_layernorm, tap(i, "mlp_in_scale", scale)),
                      (layer.pre_feedforward_layernorm, tap(i, "mlp_in", lambda _, out: out)),
                      (layer.post_feedforward_layernorm, tap(i, "mlp_out", lambda _, out: out))]
         return taps
@@ -166,17 +135,23 @@ class Gemma3:
     def _frozen_layer(self, index: int, seen: dict[tuple[int, str], Tensor]) -> FrozenLayer:
         layer = self.hf.model.layers[index]
         attn = layer.self_attn
-        return FrozenLayer(
-            pattern=seen[index, "pattern"],
-            attn_in_gain=self.norm_gain(layer.input_layernorm, seen[index, "attn_in"]),
-            attn_out_gain=self.norm_gain(layer.post_attention_layernorm, seen[index, "attn_out"]),
-            mlp_in_gain=self.norm_gain(layer.pre_feedforward_layernorm, seen[index, "resid_mid"]),
-            w_v=attn.v_proj.weight.float().view(self.n_kv_heads, self.head_dim, self.d_model),
-            w_o=attn.o_proj.weight.float().view(self.d_model, self.n_heads, self.head_dim))
+        recorded = {name: seen[index, name] for name in ("queries", "keys", "log_sums", "attn_in_scale",
+                                                         "attn_out_scale", "mlp_in_scale")}
+        where = recorded["queries"].device
 
-    def norm_gain(self, norm: Any, x: Tensor) -> Tensor:
-        """(P, D) the norm as a diagonal map at its values on ``x`` (P, D): (1 + w) * rsqrt(mean x^2 + eps)."""
-        return (1.0 + norm.weight.float()) * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.norm_eps)
+        def projections() -> tuple[Tensor, Tensor]:
+            return (weight(attn.v_proj, where).view(self.n_kv_heads, self.head_dim, self.d_model),
+                    weight(attn.o_proj, where).view(self.d_model, self.n_heads, self.head_dim))
+
+        return FrozenLayer(
+            **{name: tensor.to(where) for name, tensor in recorded.items()}, window=attn.sliding_window,
+            attn_in_norm=1.0 + weight(layer.input_layernorm, where),
+            attn_out_norm=1.0 + weight(layer.post_attention_layernorm, where),
+            mlp_in_norm=1.0 + weight(layer.pre_feedforward_layernorm, where), projections=projections)
+
+    def _scale(self, x: Tensor) -> Tensor:
+        """(...,) what RMSNorm multiplies ``x`` (..., D) by before its gain: rsqrt(mean x^2 + eps)."""
+        return torch.rsqrt(x.pow(2).mean(-1) + self.norm_eps)
 
     def mlp_boundaries(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """MLP inputs and outputs of a batch.
@@ -238,28 +213,6 @@ def check_dtype(dtype: str) -> None:
         raise InputError(f"dtype is {dtype!r}: expected one of {', '.join(DTYPES)}")
 
 
-def resolve_device(device: str) -> torch.device:
-    """``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps`` as a torch device that exists here.
-
-    Raises:
-        InputError: a device of another form, or one this machine lacks.
-    """
-    has_mps = torch.backends.mps.is_available()
-    if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "mps" if has_mps else "cpu")
-    try:
-        where = torch.device(device)
-    except RuntimeError:
-        where = None
-    if where is None or where.type not in ("cpu", "cuda", "mps"):
-        raise InputError(f"device is {device!r}: expected auto, cpu, cuda, cuda:N or mps")
-    missing = (where.type == "cuda" and (where.index or 0) >= torch.cuda.device_count()) or (
-        where.type == "mps" and not has_mps)
-    if missing:
-        raise InputError(f"device {device} is not on this machine: use --device auto")
-    return where
-
-
 def _open_text_model(folder: Path, name: str, dtype: torch.dtype) -> Any:
     import transformers
 
@@ -288,14 +241,6 @@ def _open_text_model(folder: Path, name: str, dtype: torch.dtype) -> Any:
                                                  dtype=dtype, attn_implementation="sdpa")
 
 
-def _move(model: Any, where: torch.device, name: str) -> Any:
-    try:
-        return model.to(where)
-    except RuntimeError as error:  # out of memory, or a driver that does not work
-        raise ModelError(f"{name} cannot be moved to {where} ({first_line(error)}): use --device cpu, a smaller model "
-                         "or --model-dtype bfloat16") from error
-
-
 @contextmanager
 def _hooks(taps: list[tuple[Any, Callable[..., Any]]]) -> Iterator[None]:
     handles = [module.register_forward_hook(hook) for module, hook in taps]
@@ -307,10 +252,22 @@ def _hooks(taps: list[tuple[Any, Callable[..., Any]]]) -> Iterator[None]:
 
 
 @contextmanager
-def _eager_attention(config: Any) -> Iterator[None]:
-    """Patterns are only returned by the eager implementation; the fused one is faster everywhere else."""
+def _recording_attention(config: Any, seen: dict[tuple[int, str], Tensor]) -> Iterator[None]:
+    """While open, attention is computed by :func:`circuits.frozen.attend` and leaves what freezes it in ``seen``."""
+    from transformers import AttentionInterface
+
+    def record(module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, *,
+               scaling: float, **_: Any) -> tuple[Tensor, None]:
+        queries, keys = query[0].float() * scaling, key[0].float()
+        out, log_sums = attend(queries, keys, value[0].float(), module.sliding_window)
+        for name, tensor in (("queries", queries), ("keys", keys), ("log_sums", log_sums)):
+            seen[module.layer_idx, name] = tensor
+        return out.transpose(0, 1)[None].to(query.dtype), None
+
+    # a name transformers knows no mask for: it then makes none
+    AttentionInterface.register(_RECORDING, record)
     before = config._attn_implementation
-    config._attn_implementation = "eager"
+    config._attn_implementation = _RECORDING
     try:
         yield
     finally:

@@ -6,15 +6,19 @@ Shapes: L layers, P positions, D d_model, N active features, M masked leading po
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from circuits.errors import InputError
-from circuits.gemma3 import FrozenPass, Gemma3
+from circuits.frozen import FrozenPass
+from circuits.gemma3 import Gemma3
 from circuits.prompt import masked_prefix
 from circuits.transcoder import Transcoders
+
+AT_ONCE = 4096
+"""Vectors that are gathered or read at once."""
 
 
 @dataclass(frozen=True)
@@ -36,13 +40,34 @@ class SparseActivations:
 
 @dataclass(frozen=True)
 class Writes:
-    """What is written into the residual stream at one layer's MLP output, by position, padded to equal length."""
+    """What is written into the residual stream at one layer's MLP output, sorted by position: features that are active
+    and write there, and at every position the error (at masked ones the MLP output less what passes through the skip,
+    a constant). On the layer's device."""
 
-    vectors: Tensor
-    """(P, W, D): activation times decoder vector of every feature writing here, and last the error (at masked
-    positions the MLP output less what passes through the skip, a constant)."""
+    decoders: Tensor
+    """(U, D) decoder vectors, one for each distinct feature; then one error for each position."""
+    position: Tensor
+    """(W,) int64, ascending."""
+    row: Tensor
+    """(W,) int64 into ``decoders``."""
+    value: Tensor
+    """(W,) float32 activation; 1 for errors."""
     node: Tensor
-    """(P, W) int64 source node of each vector; -1 where padded."""
+    """(W,) int64 source node."""
+    ends: list[int]
+    """(P,) where each position's writes end."""
+
+    def before(self, n_positions: int) -> int:
+        """Writes at the first ``n_positions`` positions."""
+        return self.ends[n_positions - 1] if n_positions else 0
+
+    def sum(self, n_positions: int) -> Tensor:
+        """(P, D) sum of all writes at each position."""
+        total = self.decoders.new_zeros(n_positions, self.decoders.shape[1])
+        for start in range(0, len(self.row), AT_ONCE):
+            part = slice(start, start + AT_ONCE)
+            total.index_add_(0, self.position[part], self.decoders[self.row[part]] * self.value[part, None])
+        return total
 
 
 @dataclass(frozen=True)
@@ -52,8 +77,10 @@ class LocalReplacement:
 
     frozen: FrozenPass
     active: SparseActivations
-    encoders: Tensor
-    """(N, D) encoder vector of each active feature."""
+    encoders: list[Tensor]
+    """Per layer (U, D): encoder vectors of the distinct features that are active."""
+    encoder_row: Tensor
+    """(N,) where each active feature's encoder stands in its layer's table."""
     encoder_values: Tensor
     """(N,) pre-activation minus encoder bias: what the edges into the feature must sum to."""
     writes: list[Writes]
@@ -64,6 +91,15 @@ class LocalReplacement:
     masked: int
     reconstruction: list[float]
     """Per layer: squared error over squared norm of the MLP output, unmasked positions."""
+
+    def encoder_vectors(self, nodes: Tensor) -> Tensor:
+        """(n, D) encoder vectors of the active features ``nodes`` (n,)."""
+        found = self.encoders[0].new_empty(len(nodes), self.encoders[0].shape[1])
+        layers = self.active.layer[nodes]
+        for layer in layers.unique().tolist():
+            here = layers == layer
+            found[here] = self.encoders[layer][self.encoder_row[nodes[here]]]
+        return found
 
     @property
     def n_layers(self) -> int:
@@ -104,70 +140,116 @@ def build_replacement(model: Gemma3, transcoders: Transcoders, tokens: list[int]
     if len(tokens) <= masked:
         raise InputError(f"the prompt is only the {masked} tokens where features are not read: make it longer")
     frozen = model.freeze(tokens)
-    layers: list[tuple[Tensor, Tensor, Tensor]] = []
-    encoders, values = [], []
+    found, encoders, values = [], [], []
     for layer in range(model.n_layers):
         progress("features", layer, model.n_layers)
         x = frozen.mlp_in[layer]
         position, feature, value = transcoders.encode(layer, x[masked:])
         position = position + masked
-        rows = transcoders.encoder_rows(layer, feature).to(x)
-        layers.append((position, feature, value))
-        encoders.append(rows)
-        values.append((rows * x[position]).sum(-1))
+        distinct, row = torch.unique(feature, return_inverse=True)
+        table = transcoders.encoder_rows(layer, distinct).to(x)
+        found.append((position, feature, value, distinct, row))
+        encoders.append(table)
+        values.append(_inner(table, row, x, position))
     active = SparseActivations(
-        layer=torch.cat([torch.full_like(p, i) for i, (p, _, _) in enumerate(layers)]),
-        position=torch.cat([p for p, _, _ in layers]), feature=torch.cat([f for _, f, _ in layers]),
-        value=torch.cat([v for _, _, v in layers]))
+        layer=torch.cat([torch.full_like(layer[0], i) for i, layer in enumerate(found)]),
+        position=torch.cat([layer[0] for layer in found]), feature=torch.cat([layer[1] for layer in found]),
+        value=torch.cat([layer[2] for layer in found]))
     skips = [_to(transcoders.skip(i), frozen.mlp_in) for i in range(model.n_layers)]
     biases = torch.stack([transcoders.b_dec(i).to(frozen.mlp_in) for i in range(model.n_layers)])
-    writes, reconstruction = _writes(transcoders, frozen, active, skips, biases, masked)
-    return LocalReplacement(frozen=frozen, active=active, encoders=torch.cat(encoders),
-                            encoder_values=torch.cat(values), writes=writes, biases=biases, skips=skips,
-                            masked=masked, reconstruction=reconstruction)
+    tables = [(distinct, row) for *_, distinct, row in found]
+    writes, reconstruction = _writes(transcoders, frozen, active, tables, skips, biases, masked)
+    return LocalReplacement(frozen=frozen, active=active, encoders=encoders,
+                            encoder_row=torch.cat([row for _, row in tables]), encoder_values=torch.cat(values),
+                            writes=writes, biases=biases, skips=skips, masked=masked, reconstruction=reconstruction)
 
 
-def _writes(transcoders: Transcoders, frozen: FrozenPass, active: SparseActivations, skips: list[Tensor | None],
-            biases: Tensor, masked: int) -> tuple[list[Writes], list[float]]:
-    n_layers, n_positions, _ = frozen.mlp_in.shape
-    pending: list[list[tuple[Tensor, Tensor]]] = [[] for _ in range(n_layers)]
+def _inner(table: Tensor, row: Tensor, x: Tensor, position: Tensor) -> Tensor:
+    """(n,) <table[row], x[position]>."""
+    parts = [(table[row[i:i + AT_ONCE]] * x[position[i:i + AT_ONCE]]).sum(-1) for i in range(0, len(row), AT_ONCE)]
+    return torch.cat(parts) if parts else table.new_zeros(0)
+
+
+@dataclass
+class _Pending:
+    """Writes of features to one layer, as earlier layers' decoders are read."""
+
+    decoders: list[Tensor] = field(default_factory=list)
+    nodes: list[Tensor] = field(default_factory=list)
+    rows: list[Tensor] = field(default_factory=list)
+    n_rows: int = 0
+
+    def add(self, decoders: Tensor, nodes: Tensor, rows: Tensor) -> None:
+        """(u, D) vectors; (w,) active features that write them and, of each, the row in ``decoders``."""
+        self.decoders.append(decoders)
+        self.nodes.append(nodes)
+        self.rows.append(rows + self.n_rows)
+        self.n_rows += len(decoders)
+
+
+def _writes(transcoders: Transcoders, frozen: FrozenPass, active: SparseActivations,
+            tables: list[tuple[Tensor, Tensor]], skips: list[Tensor | None], biases: Tensor,
+            masked: int) -> tuple[list[Writes], list[float]]:
+    """Of every layer: its writes, and how much of the MLP output its error is."""
+    pending = [_Pending() for _ in tables]
     writes, reconstruction = [], []
-    unmasked = n_positions - masked
-    for layer in range(n_layers):
-        nodes = torch.nonzero(active.layer == layer)[:, 0]
-        rows = transcoders.decoder_rows(layer, active.feature[nodes]).to(frozen.mlp_in)
-        for j, output in enumerate(transcoders.output_layers(layer)):
-            pending[output].append((nodes, rows[:, j] * active.value[nodes, None]))
-        node = torch.cat([n for n, _ in pending[layer]])
-        vectors = torch.cat([v for _, v in pending[layer]])
-        pending[layer] = []
-        y = frozen.mlp_out[layer]
-        skip = skips[layer]
-        linear = torch.zeros_like(y) if skip is None else frozen.mlp_in[layer] @ skip
-        y_hat = (linear + biases[layer]).index_add_(0, active.position[node], vectors)
-        error = y - y_hat
-        reconstruction.append(float(error[masked:].square().sum() / y[masked:].square().sum()))
-        error[:masked] = (y - linear)[:masked]
-        first_masked = len(active) + n_layers * unmasked + n_positions + n_layers
-        last = torch.cat([first_masked + layer * masked + torch.arange(masked, device=y.device),
-                          len(active) + layer * unmasked + torch.arange(unmasked, device=y.device)])
-        writes.append(_pad(node, vectors, active.position[node], error, last))
+    first_node = 0
+    for layer, (distinct, row) in enumerate(tables):
+        nodes = first_node + torch.arange(len(row), device=row.device)
+        first_node += len(row)
+        for start in range(0, max(len(distinct), 1), AT_ONCE):
+            _read_decoders(transcoders, layer, distinct[start:start + AT_ONCE], start, row, nodes, frozen.mlp_in,
+                           pending)
+        writes.append(_layer_writes(layer, pending[layer], frozen, active, skips[layer], biases[layer], masked))
+        pending[layer] = _Pending()
+        error = writes[-1].decoders[len(writes[-1].decoders) - len(frozen.tokens) + masked:]
+        reconstruction.append(float(error.square().sum() / frozen.mlp_out[layer, masked:].square().sum()))
     return writes, reconstruction
 
 
-def _pad(node: Tensor, vectors: Tensor, position: Tensor, last_vectors: Tensor, last_nodes: Tensor) -> Writes:
-    """Group vectors by position into (P, W, D); the last column is given."""
-    n_positions = len(last_nodes)
+def _read_decoders(transcoders: Transcoders, layer: int, distinct: Tensor, start: int, row: Tensor, nodes: Tensor,
+                   like: Tensor, pending: list[_Pending]) -> None:
+    """Read the decoders of some ``distinct`` features of a layer, the first of which is number ``start``, and note
+    them at every layer they write to."""
+    here = (row >= start) & (row < start + len(distinct))
+    nodes, row = nodes[here], row[here] - start
+    decoders = transcoders.decoder_rows(layer, distinct).to(like)
+    stored = transcoders.decoder_outputs(layer, distinct).to(like.device)
+    for j, output in enumerate(transcoders.output_layers(layer)):
+        has = stored[:, j]
+        number = has.cumsum(0) - 1
+        writing = has[row]
+        pending[output].add(decoders[has, j], nodes[writing], number[row[writing]])
+
+
+def _layer_writes(layer: int, pending: _Pending, frozen: FrozenPass, active: SparseActivations, skip: Tensor | None,
+                  bias: Tensor, masked: int) -> Writes:
+    n_layers, n_positions, _ = frozen.mlp_in.shape
+    unmasked = n_positions - masked
+    decoders, node, row = (torch.cat(part) for part in (pending.decoders, pending.nodes, pending.rows))
+    y, x = frozen.mlp_out[layer], frozen.mlp_in[layer]
+    linear = torch.zeros_like(y) if skip is None else x @ skip
+    features = _sorted_writes(decoders, active.position[node], row, active.value[node], node, n_positions)
+    error = y - (linear + bias + features.sum(n_positions))
+    error[:masked] = (y - linear)[:masked]
+    where = torch.arange(n_positions, device=y.device)
+    first_masked = len(active) + n_layers * unmasked + n_positions + n_layers
+    errors = torch.where(where < masked, first_masked + layer * masked + where,
+                         len(active) + layer * unmasked + where - masked)
+    made = _sorted_writes(torch.cat([decoders, error]), torch.cat([active.position[node], where]),
+                          torch.cat([row, len(decoders) + where]),
+                          torch.cat([active.value[node], torch.ones_like(error[:, 0])]), torch.cat([node, errors]),
+                          n_positions)
+    device = frozen.layers[layer].queries.device
+    return Writes(*(tensor.to(device) for tensor in (made.decoders, made.position, made.row, made.value, made.node)),
+                  ends=made.ends)
+
+
+def _sorted_writes(decoders: Tensor, position: Tensor, row: Tensor, value: Tensor, node: Tensor,
+                   n_positions: int) -> Writes:
     order = torch.argsort(position, stable=True)
-    position = position[order]
-    counts = torch.bincount(position, minlength=n_positions)
-    place = torch.arange(len(position), device=position.device) - (counts.cumsum(0) - counts)[position]
-    width = int(counts.max()) + 1
-    padded = vectors.new_zeros(n_positions, width, vectors.shape[-1])
-    nodes = torch.full((n_positions, width), -1, dtype=torch.long, device=node.device)
-    padded[position, place], nodes[position, place] = vectors[order], node[order]
-    padded[:, -1], nodes[:, -1] = last_vectors, last_nodes
-    return Writes(padded, nodes)
+    ends = torch.bincount(position, minlength=n_positions).cumsum(0).tolist()
+    return Writes(decoders, position[order], row[order], value[order], node[order], ends)
 
 
 def _to(tensor: Tensor | None, like: Tensor) -> Tensor | None:

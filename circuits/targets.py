@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from circuits.errors import InputError
-from circuits.gemma3 import FrozenPass, Gemma3
+from circuits.frozen import FrozenPass
+from circuits.gemma3 import Gemma3
 from circuits.prompt import single_token, token_text
 
 

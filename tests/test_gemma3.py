@@ -9,7 +9,8 @@ from torch.nn.functional import gelu
 from transformers import Gemma3ForCausalLM
 
 import circuits
-from circuits.gemma3 import FrozenPass, Gemma3
+from circuits.frozen import FrozenPass
+from circuits.gemma3 import Gemma3
 
 TOKENS = [2, 17, 99, 31, 5, 64, 99, 120, 8, 77, 41, 13]
 """Longer than the sliding window of 5."""

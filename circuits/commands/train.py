@@ -57,8 +57,8 @@ def train(
     check_outputs([json_file])
     import circuits
     from circuits.commands.evaluate import print_quality
-    from circuits.gemma3 import resolve_device
     from circuits.memory import keep_freed_memory
+    from circuits.placement import resolve_device
     from circuits.training.data_set import DataSetText
     from circuits.training.ranks import join, own_device
     from circuits.training.run import train_transcoder

@@ -1,0 +1,24 @@
+"""Where kernels are tested: on the GPU if there is one, else by Triton's interpreter, chosen before Triton is imported."""
+
+import os
+
+import pytest
+import torch
+
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
+
+@pytest.fixture(scope="session")
+def kernel_device() -> str:
+    """The device on which both implementations of a kernel run."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+@pytest.fixture(params=["reference", "triton"])
+def implementation(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Runs the test once with each implementation of the kernels."""
+    if request.param == "triton":
+        pytest.importorskip("triton")
+    monkeypatch.setenv("CIRCUITS_KERNELS", request.param)
+    return request.param
