@@ -1,8 +1,9 @@
 """Matrix products into memory that exists already, by the faster of the libraries at hand.
 
-On CPUs torch multiplies float32 with Intel's MKL, which on AMD processors takes up to three times as long as OpenBLAS
-does, most of all for the short and wide products that mix positions. scipy brings OpenBLAS along; which of the two is
-faster on this machine is measured once. Everything else is left to torch.
+On CPUs torch multiplies float32 with Intel's MKL, which on AMD processors can take up to three times as long as
+OpenBLAS does, most of all for the short and wide products that mix positions. scipy brings OpenBLAS along; which of the
+two is faster on this machine is measured once. CPUs without 16-bit instructions multiply 16-bit numbers hundreds of
+times slower than float32: there the product is made in float32 and rounded. Everything else is left to torch.
 """
 
 from __future__ import annotations
@@ -34,7 +35,25 @@ def add_product(out: Tensor, a: Tensor, b: Tensor, beta: float = 0.0) -> Tensor:
     if _by_openblas(out, a, b):
         _openblas(out.numpy(), a.numpy(), b.numpy(), beta)
         return out
+    if out.device.type == "cpu" and out.dtype in (torch.bfloat16, torch.float16) and not fast_16_bit(out.dtype):
+        product = add_product(torch.empty(out.shape), a.float(), b.float())
+        return out.copy_(product if beta == 0 else product.add_(out, alpha=beta))
     return torch.mm(a, b, out=out) if beta == 0 else out.addmm_(a, b, beta=beta)
+
+
+@functools.cache
+def fast_16_bit(dtype: torch.dtype) -> bool:
+    """Whether this CPU multiplies ``dtype``, bfloat16 or float16, faster than float32; measured once."""
+    seconds = {}
+    for kind in (torch.float32, dtype):
+        a = torch.ones(128, 128, dtype=kind)
+        best = float("inf")
+        for _ in range(3):
+            start = time.perf_counter()
+            a @ a
+            best = min(best, time.perf_counter() - start)
+        seconds[kind] = best
+    return seconds[dtype] < seconds[torch.float32]
 
 
 def _by_openblas(out: Tensor, a: Tensor, b: Tensor) -> bool:
@@ -57,21 +76,22 @@ def _openblas(out: np.ndarray, a: np.ndarray, b: np.ndarray, beta: float) -> Non
 
 @functools.cache
 def _openblas_is_faster(threads: int) -> bool:
-    """One product of each kind the sweep makes, the best of three; OpenBLAS is first given as many threads as torch."""
+    """The best of several turns at one product of each kind the sweep makes: other programs disturb some of them.
+    OpenBLAS is first given as many threads as torch."""
     for library in ThreadpoolController().select(user_api="blas", internal_api="openblas").lib_controllers:
         library.set_num_threads(threads)
-    generator = torch.Generator().manual_seed(0)
-    sizes = ((1024, 640, 256), (64, 256, 4096))
-    pairs = [(torch.randn(m, k, generator=generator), torch.randn(k, n, generator=generator)) for m, k, n in sizes]
-    seconds = {"torch": 0.0, "openblas": 0.0}
-    for a, b in pairs:
-        out = torch.empty(len(a), b.shape[1])
-        for name, multiply in (("torch", lambda a=a, b=b, out=out: torch.mm(a, b, out=out)),
-                               ("openblas", lambda a=a, b=b, out=out: _openblas(out.numpy(), a.numpy(), b.numpy(), 0))):
-            times = []
-            for _ in range(4):
+    total = {"torch": 0.0, "openblas": 0.0}
+    for m, k, n in ((512, 640, 256), (64, 256, 2048)):
+        a, b, out = torch.ones(m, k), torch.ones(k, n), torch.empty(m, n)
+        best = dict.fromkeys(total, float("inf"))
+        for _ in range(8):
+            for name in best:
                 start = time.perf_counter()
-                multiply()
-                times.append(time.perf_counter() - start)
-            seconds[name] += min(times[1:])
-    return seconds["openblas"] < seconds["torch"]
+                if name == "torch":
+                    torch.mm(a, b, out=out)
+                else:
+                    _openblas(out.numpy(), a.numpy(), b.numpy(), 0.0)
+                best[name] = min(best[name], time.perf_counter() - start)
+        for name in total:
+            total[name] += best[name]
+    return total["openblas"] < total["torch"]
