@@ -15,7 +15,7 @@ check-real: $(STAMP)
 	$(BIN)/pytest -q -s -m real --timeout 1800
 
 bench: $(STAMP)
-	$(BIN)/python benchmarks/vs_circuit_tracer.py --tokens 70
+	$(BIN)/python benchmarks/bench.py --work build/bench --resume
 
 # The type checker sees the folder mapping only in an installed wheel.
 lint: $(STAMP)

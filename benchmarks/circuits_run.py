@@ -37,8 +37,8 @@ PROMPT = (
     "steered by the sound of the bell buoys. When the sun came out, children ran to the railing and counted the "
     "seals on the rocks, while their parents unpacked bread, cheese and hard-boiled eggs on the wooden benches. A "
     "retired teacher explained to anyone who would listen why the old lighthouse had been painted red, and nobody "
-    "believed him. By the time the first houses appeared above the cliffs, the wind had turned to the west, and the captain "
-    "rang the bell twice for the pier")
+    "believed him. By the time the first houses appeared above the cliffs, the wind had turned to the west, and the "
+    "captain rang the bell twice for the pier")
 COUNTED = 70
 """Leading tokens at which the random features' mean number was chosen."""
 N_TOKENS = 140
@@ -85,10 +85,12 @@ def trace(setup_file: str, kind: str, n_tokens: str, task: str, rows: str, threa
     model = circuits.load_model(setup["model"], device="cpu")
     transcoders = circuits.open_transcoders(setup["transcoders"][kind]["ours"])
     full = task == "full"
+    # the full matrix means every edge, also where the engine would by itself store fewer
+    extent: dict[str, float] = {"coverage": 1.0, "row_mass": 1.0} if full else {"coverage": setup["coverage"]}
 
     def span() -> AttributionGraph:
-        graph = circuits.trace(model, transcoders, tokens=tokens, coverage=1.0 if full else setup["coverage"],
-                               max_logits=setup["max_logits"], logit_prob=setup["logit_prob"], dtype=rows)
+        graph = circuits.trace(model, transcoders, tokens=tokens, max_logits=setup["max_logits"],
+                               logit_prob=setup["logit_prob"], dtype=rows, **extent)
         if full:
             graph.adjacency()
         return graph

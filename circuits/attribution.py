@@ -6,6 +6,7 @@ Shapes: N active features, S source nodes (features, errors, embeddings, constan
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import numpy as np
@@ -18,6 +19,8 @@ from circuits.errors import ConservationError, InputError
 from circuits.frontier import Expansion, Report, expand
 from circuits.gemma3 import DTYPES, Gemma3, check_dtype
 from circuits.graphs.graph import AttributionGraph, Header
+from circuits.graphs.influence import unexplored
+from circuits.kernels.products import fast_16_bit
 from circuits.planning import Plan, Size, plan
 from circuits.prompt import check_tokens, prompt_text, token_text, tokenize
 from circuits.replacement import LocalReplacement, build_replacement
@@ -45,7 +48,9 @@ def trace(model: Gemma3, transcoders: Transcoders, prompt: str | None = None, *,
         max_logits, logit_prob: trace the fewest top logits that hold ``logit_prob``, at most ``max_logits``.
         target, versus: instead one token, or the difference of two tokens' logits.
         direction: (D,) instead any direction in the space of the unembedding.
-        dtype: of the rows' arithmetic, ``float32`` or ``bfloat16`` (about 0.4% relative error).
+        dtype: of the rows' arithmetic: ``float32``; ``bfloat16`` or ``float16`` (about 0.4% relative error); or
+            ``mixed``: float32 until only ``frontier.TAIL`` of influence is unexplored, then bfloat16 where the device
+            multiplies it faster.
         batch: most targets computed at once; by default chosen from the prompt's length and the memory.
         memory: bytes this process may hold on the model's device; by default what is free (:mod:`circuits.planning`).
         row_mass: share of every row's sum of |edge| that is stored, largest edges first, the rest as its sum; by
@@ -56,16 +61,19 @@ def trace(model: Gemma3, transcoders: Transcoders, prompt: str | None = None, *,
         InputError: unusable arguments, or transcoders of another model.
         ConservationError: the edges into some target do not sum to its value.
     """
-    _check(coverage, max_features, dtype, batch)
+    _check(coverage, max_features, dtype, batch, memory, row_mass)
     if (prompt is None) == (tokens is None):
         raise InputError("give either a prompt or tokens")
     ids = check_tokens(model, tokens) if tokens is not None else tokenize(model, prompt or "", chat)
     local = build_replacement(model, transcoders, ids, progress)
     targets = choose_targets(model, local.frozen, max_logits=max_logits, logit_prob=logit_prob, target=target,
                              versus=versus, direction=direction)
-    sweep = Sweep(local, _plan(local, targets, dtype, batch, max_features, memory, row_mass), DTYPES[dtype])
-    expansion = expand(local, targets, sweep, coverage, max_features, progress)
-    exact = dtype == "float32" and model.dtype == torch.float32
+    chosen = _plan(local, targets, dtype, batch, max_features, memory, row_mass)
+    first, rest = _arithmetic(dtype, model.device)
+    sweep = Sweep(local, chosen, first)
+    expansion = expand(local, targets, sweep, coverage, max_features, progress,
+                       tail=None if rest == first else Sweep(local, chosen, rest))
+    exact = first == rest == torch.float32 and model.dtype == torch.float32
     residuals, warnings = _check_conservation(local, targets, expansion, exact)
     header = Header(
         prompt=prompt if prompt is not None else prompt_text(model, ids[local.masked:]),
@@ -73,13 +81,18 @@ def trace(model: Gemma3, transcoders: Transcoders, prompt: str | None = None, *,
         transcoders=transcoders.name, transcoder_kind=transcoders.kind,
         settings={"coverage": coverage, "max_features": max_features, "max_logits": max_logits,
                   "logit_prob": logit_prob, "target": target, "versus": versus,
-                  "direction": direction is not None, "dtype": dtype, "chat": chat,
+                  "direction": direction is not None, "dtype": dtype, "tail_dtype": str(rest).removeprefix("torch."),
+                  "row_mass": chosen.row_mass, "chat": chat,
                   "active_features": len(local.active),
                   "expanded_features": int(expansion.expanded.sum())},
         unexplored=expansion.unexplored, conservation=float(np.nanmax(residuals)),
         reconstruction=local.reconstruction, generator=f"gemma-circuits {circuits.__version__}",
         created=datetime.now(UTC).isoformat(timespec="seconds"), warnings=_warnings(local) + warnings)
-    return assemble(model, transcoders, local, targets, expansion.rows, expansion.expanded, residuals, header)
+    graph = assemble(model, transcoders, local, targets, expansion.rows, expansion.expanded, residuals, header)
+    if chosen.row_mass < 1 and expansion.expanded.all():  # what was dropped is then all that is unexplored
+        return replace(graph, header=replace(header, unexplored=unexplored(graph, graph.nodes.input_abs),
+                                             scores=graph.header.scores))
+    return graph
 
 
 def _plan(local: LocalReplacement, targets: Targets, dtype: str, batch: int | None, max_features: int | None,
@@ -89,17 +102,31 @@ def _plan(local: LocalReplacement, targets: Targets, dtype: str, batch: int | No
     n_heads, _, head_dim = layer.queries.shape
     size = Size(local.n_positions, local.n_sources, n_rows, local.n_layers, local.biases.shape[1], n_heads,
                 len(layer.keys), head_dim, any(skip is not None for skip in local.skips))
-    return plan(size, local.biases.device, DTYPES[dtype].itemsize, memory, batch, row_mass,
+    return plan(size, local.biases.device, DTYPES.get(dtype, torch.float32).itemsize, memory, batch, row_mass,
                 gathered=local.frozen.gathered)
 
 
-def _check(coverage: float, max_features: int | None, dtype: str, batch: int | None) -> None:
+def _arithmetic(dtype: str, device: torch.device) -> tuple[torch.dtype, torch.dtype]:
+    """Of the rows that matter most, and of the rest."""
+    if dtype != "mixed":
+        return DTYPES[dtype], DTYPES[dtype]
+    fast = fast_16_bit(torch.bfloat16) if device.type == "cpu" else True
+    return torch.float32, torch.bfloat16 if fast else torch.float32
+
+
+def _check(coverage: float, max_features: int | None, dtype: str, batch: int | None, memory: int | None,
+           row_mass: float | None) -> None:
     if not 0 < coverage <= 1:
         raise InputError(f"coverage is {coverage}: expected a share above 0 and at most 1")
     for name, count in (("max_features", max_features), ("batch", batch)):
         if count is not None and count < 1:
             raise InputError(f"{name} is {count}: expected at least 1")
-    check_dtype(dtype)
+    if dtype != "mixed":
+        check_dtype(dtype)
+    if row_mass is not None and not 0 < row_mass <= 1:
+        raise InputError(f"row_mass is {row_mass}: expected a share above 0 and at most 1")
+    if memory is not None and memory < 1:
+        raise InputError(f"memory is {memory} bytes: expected a size, such as 6 * 2**30")
 
 
 def _check_conservation(local: LocalReplacement, targets: Targets, expansion: Expansion,

@@ -3,14 +3,18 @@
 Shapes: N active features, S source nodes (features, errors, embeddings, constants), K targets, T rows of a block.
 
 Influence flows from the targets through rows already computed, and edges only go down in layer. So the frontier moves
-in passes from the top layer down: at each layer all mass that the rows above send has arrived, the features with more
-than a threshold of it get their rows, and mass that newly arrived at rows of that layer flows on. Each pass lowers the
+in passes from the top layer down: at each layer all mass that the rows above send has arrived, the features whose mass
+is above a threshold get their rows, and mass that newly arrived at rows of that layer flows on. Each pass lowers the
 threshold. Every row is computed once; a pass touches a stored row only if new mass has arrived at it.
+
+The certificate counts mass, but rows cost more the higher and later they stand. Features are therefore ranked by mass
+over the square root of their row's cost: for the same certificate that saves a seventh of the arithmetic of a ranking
+by mass alone (70 tokens, 12,455 features: 37% instead of 43% of a full graph's), and finds as much of it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -25,8 +29,16 @@ from circuits.targets import Targets
 Report = Callable[[str, int, int], None]
 """Progress: called with a stage (``features``, ``rows``), what is done, and the most there can be."""
 
-SHARE_PER_PASS = 0.5
-"""Of the mass that is unexplored beyond what may stay so, the share that a pass aims to leave."""
+SHARE_PER_PASS = 0.93
+"""Of the mass that is unexplored beyond what may stay so, what the features hold that a pass is sure to expand. With
+1 the first pass would expand more than the certificate needs (measured: 8% more arithmetic)."""
+ROOM_PER_PASS = 4
+"""Where a number of rows is the limit, a pass is sure to expand one in so many of those that are left: what it expands
+sends mass to features that may deserve a row more."""
+MOST_AT_LAST = 64
+"""Rows left of a limit that are given away in one pass."""
+TAIL = 0.3
+"""Unexplored share of influence from which on rows are computed in the cheaper arithmetic, where there is one."""
 
 
 @dataclass
@@ -36,7 +48,7 @@ class Expansion:
     rows: RowStore
     expanded: np.ndarray
     """(N,) bool"""
-    unexplored: float = 0.0
+    unexplored: float = 1.0
     """Share of influence that arrived at features without a row, or was dropped from rows."""
 
 
@@ -98,8 +110,12 @@ class Frontier:
 
 
 def expand(local: LocalReplacement, targets: Targets, sweep: Sweep, coverage: float, max_features: int | None,
-           progress: Report) -> Expansion:
-    """Compute rows until at most ``1 - coverage`` of influence is unexplored, or ``max_features`` rows."""
+           progress: Report, tail: Sweep | None = None) -> Expansion:
+    """Compute rows until at most ``1 - coverage`` of influence is unexplored, or ``max_features`` rows.
+
+    Args:
+        tail: computes the rows from TAIL on; without it ``sweep`` computes all.
+    """
     n = len(local.active)
     limit = n if max_features is None else min(n, max_features)
     store = RowStore()
@@ -108,9 +124,10 @@ def expand(local: LocalReplacement, targets: Targets, sweep: Sweep, coverage: fl
     first = np.searchsorted(layers, np.arange(local.n_layers + 1))
     done = 0
 
-    def blocks(starts: Starts, nodes: np.ndarray):
+    def blocks(starts: Starts, nodes: np.ndarray) -> Iterator[RowBlock]:
         nonlocal done
-        for block in sweep.rows(starts):
+        cheap = tail is not None and done > 0 and expansion.unexplored <= TAIL
+        for block in (tail if tail is not None and cheap else sweep).rows(starts):
             done += len(block.targets)
             progress("rows", min(done, limit), limit)
             yield RowBlock(nodes[block.targets], *(getattr(block, name) for name in (
@@ -118,7 +135,7 @@ def expand(local: LocalReplacement, targets: Targets, sweep: Sweep, coverage: fl
 
     finals = local.n_sources + np.arange(len(targets.values))
     if coverage == 1 and limit == n:
-        expansion.expanded[:] = True
+        expansion.expanded[:], expansion.unexplored = True, 0.0
         for layer in range(local.n_layers):
             nodes = np.arange(first[layer], first[layer + 1])
             for block in blocks(feature_starts(local, nodes), nodes):
@@ -131,18 +148,20 @@ def expand(local: LocalReplacement, targets: Targets, sweep: Sweep, coverage: fl
     for block in blocks(target_starts(local, targets), finals):
         frontier.add(block, local.n_layers)
     frontier.send(local.n_layers)
+    worth = ((layers + 1.0) * (local.active.position.cpu().numpy() + 1.0)) ** -0.5
     while True:
         waiting = np.where(expansion.expanded, 0.0, frontier.arrived[:n])
         expansion.unexplored = float(waiting.sum()) + frontier.lost
         room = limit - int(expansion.expanded.sum())
         if expansion.unexplored <= 1 - coverage or room == 0 or not waiting.any():
             return expansion
-        threshold = _threshold(waiting, expansion.unexplored, 1 - coverage, room)
+        threshold = _threshold(waiting, waiting * worth, expansion.unexplored - 1 + coverage,
+                               n if limit == n else max(MOST_AT_LAST, room // ROOM_PER_PASS))
         for layer in reversed(range(local.n_layers)):
             here = np.arange(first[layer], first[layer + 1])
-            chosen = here[~expansion.expanded[here] & (frontier.arrived[here] >= threshold)]
+            chosen = here[~expansion.expanded[here] & (frontier.arrived[here] * worth[here] >= threshold)]
             if len(chosen) > room:
-                best = np.argsort(-frontier.arrived[chosen], kind="stable")[:room]
+                best = np.argsort(-frontier.arrived[chosen] * worth[chosen], kind="stable")[:room]
                 chosen = np.sort(chosen[best])
             room -= len(chosen)
             expansion.expanded[chosen] = True
@@ -151,12 +170,12 @@ def expand(local: LocalReplacement, targets: Targets, sweep: Sweep, coverage: fl
             frontier.send(layer)
 
 
-def _threshold(waiting: np.ndarray, unexplored: float, allowed: float, room: int) -> float:
-    """Mass from which on features get their rows in the next pass."""
-    mass = np.sort(waiting[waiting > 0])[::-1]
-    wanted = SHARE_PER_PASS * (unexplored - allowed)
-    count = int(np.searchsorted(np.cumsum(mass), wanted)) + 1
-    return float(mass[min(count, len(mass), room) - 1])
+def _threshold(waiting: np.ndarray, rank: np.ndarray, excess: float, most: int) -> float:
+    """Rank from which on features get their rows in the next pass: those that hold a share of ``excess``, the mass that
+    must not stay unexplored, but at most ``most``."""
+    order = np.argsort(-rank, kind="stable")[:np.count_nonzero(waiting)]
+    count = int(np.searchsorted(np.cumsum(waiting[order]), SHARE_PER_PASS * excess)) + 1
+    return float(rank[order[min(count, len(order), most) - 1]])
 
 
 def target_starts(local: LocalReplacement, targets: Targets) -> Starts:

@@ -73,7 +73,7 @@ def _spread(model: Any, where: torch.device, device_map: str | dict[str, Any], n
     try:
         from accelerate import dispatch_model
     except ImportError as error:
-        raise InputError("--device-map needs accelerate: pip install accelerate") from error
+        raise InputError("--device-map needs accelerate: pip install 'gemma-circuits[spread]'") from error
     layers = _layer_devices(model, where, device_map)
     around = ("model.embed_tokens", "model.norm", "model.rotary_emb", "lm_head")
     full = {**{part: _device_key(where) for part in around},

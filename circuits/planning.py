@@ -20,6 +20,8 @@ LONG = 256
 """Positions from which on four times as many rows are taken: a batch's patterns are computed anew at every layer, and
 must serve enough targets."""
 TARGETS_AT_ONCE = 512
+OVERHEAD = {"cpu": 200, "cuda": 8192, "mps": 1024}
+"""Rows that could be multiplied in the time that a batch's calls take beside their products."""
 KEPT_WHOLE = 2e8
 """Most possible edges of which all are kept; beyond it rows are cut to ROW_MASS."""
 ROW_MASS = 0.98
@@ -34,6 +36,8 @@ class Plan:
     """Positions times targets of one batch."""
     targets_at_once: int
     """Most targets of one batch."""
+    overhead: int
+    """What a batch costs beside its products, in rows."""
     row_mass: float
     """Share of a row's |edge| that is kept, the largest edges first; 1 keeps every edge."""
     resident: bool
@@ -96,7 +100,7 @@ def plan(size: Size, device: torch.device, itemsize: int = 4, memory: int | None
         rows = max(rows, 1) if rows < targets * size.n_positions else targets * size.n_positions
     rows = max(rows, size.n_positions)
     most = max(1, min(most, int(room / 2 / per_target)))
-    return Plan(rows, most, row_mass, resident, int(
+    return Plan(rows, most, OVERHEAD.get(device.type, 64), row_mass, resident, int(
         store + (weights if resident else weights // size.n_layers) + rows * per_row
         + min(most, max(1, rows // size.n_positions)) * per_target))
 

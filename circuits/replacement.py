@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
+from torch.nn.functional import embedding_bag
 
 from circuits.errors import InputError
 from circuits.frozen import FrozenPass
@@ -17,8 +18,10 @@ from circuits.gemma3 import Gemma3
 from circuits.prompt import masked_prefix
 from circuits.transcoder import Transcoders
 
-AT_ONCE = 4096
-"""Vectors that are gathered or read at once."""
+READ_AT_ONCE = 4096
+"""Features whose decoders are read at once."""
+MULTIPLIED_AT_ONCE = 512
+"""Vectors that are gathered at once to be multiplied."""
 
 
 @dataclass(frozen=True)
@@ -61,13 +64,10 @@ class Writes:
         """Writes at the first ``n_positions`` positions."""
         return self.ends[n_positions - 1] if n_positions else 0
 
-    def sum(self, n_positions: int) -> Tensor:
+    def sum(self) -> Tensor:
         """(P, D) sum of all writes at each position."""
-        total = self.decoders.new_zeros(n_positions, self.decoders.shape[1])
-        for start in range(0, len(self.row), AT_ONCE):
-            part = slice(start, start + AT_ONCE)
-            total.index_add_(0, self.position[part], self.decoders[self.row[part]] * self.value[part, None])
-        return total
+        starts = self.row.new_tensor([0, *self.ends[:-1]])
+        return embedding_bag(self.row, self.decoders, starts, mode="sum", per_sample_weights=self.value)
 
 
 @dataclass(frozen=True)
@@ -166,8 +166,8 @@ def build_replacement(model: Gemma3, transcoders: Transcoders, tokens: list[int]
 
 def _inner(table: Tensor, row: Tensor, x: Tensor, position: Tensor) -> Tensor:
     """(n,) <table[row], x[position]>."""
-    parts = [(table[row[i:i + AT_ONCE]] * x[position[i:i + AT_ONCE]]).sum(-1) for i in range(0, len(row), AT_ONCE)]
-    return torch.cat(parts) if parts else table.new_zeros(0)
+    pairs = zip(row.split(MULTIPLIED_AT_ONCE), position.split(MULTIPLIED_AT_ONCE), strict=True)
+    return torch.cat([(table[some] * x[where]).sum(-1) for some, where in pairs])
 
 
 @dataclass
@@ -197,8 +197,8 @@ def _writes(transcoders: Transcoders, frozen: FrozenPass, active: SparseActivati
     for layer, (distinct, row) in enumerate(tables):
         nodes = first_node + torch.arange(len(row), device=row.device)
         first_node += len(row)
-        for start in range(0, max(len(distinct), 1), AT_ONCE):
-            _read_decoders(transcoders, layer, distinct[start:start + AT_ONCE], start, row, nodes, frozen.mlp_in,
+        for start in range(0, max(len(distinct), 1), READ_AT_ONCE):
+            _read_decoders(transcoders, layer, distinct[start:start + READ_AT_ONCE], start, row, nodes, frozen.mlp_in,
                            pending)
         writes.append(_layer_writes(layer, pending[layer], frozen, active, skips[layer], biases[layer], masked))
         pending[layer] = _Pending()
@@ -230,7 +230,7 @@ def _layer_writes(layer: int, pending: _Pending, frozen: FrozenPass, active: Spa
     y, x = frozen.mlp_out[layer], frozen.mlp_in[layer]
     linear = torch.zeros_like(y) if skip is None else x @ skip
     features = _sorted_writes(decoders, active.position[node], row, active.value[node], node, n_positions)
-    error = y - (linear + bias + features.sum(n_positions))
+    error = y - (linear + bias + features.sum())
     error[:masked] = (y - linear)[:masked]
     where = torch.arange(n_positions, device=y.device)
     first_masked = len(active) + n_layers * unmasked + n_positions + n_layers

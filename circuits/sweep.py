@@ -24,6 +24,10 @@ from circuits.transposed import Factors, Scratch, TransposedLayer
 
 CARRIED = 1 << 25
 """Most numbers for embeddings carried forward through the first layer; beyond it gradients are carried back."""
+ROWS_PER_WRITE, ROWS_PER_SCORE = 0.05, 0.001
+"""Rows that could be multiplied in the time of gathering one write's decoder vector, and of one score of all heads."""
+CUT_AT_ONCE = 4096
+"""Targets that are cut into batches together."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +60,8 @@ class Sweep:
         self.carried = _carry(frozen.embeddings, self.layers[0]) if (
             frozen.embeddings.numel() * replacement.n_positions <= CARRIED) else None
         self._rows_at_once = plan.rows_at_once
+        writes = sum(len(w.node) for w in replacement.writes) / (replacement.n_layers * replacement.n_positions)
+        self._per_position = ROWS_PER_WRITE * writes + ROWS_PER_SCORE * min(replacement.n_positions, 1024) / 2
         self._scratch: dict[torch.device, Scratch] = {}
 
     @torch.no_grad()
@@ -69,27 +75,46 @@ class Sweep:
         """
         layer, position = starts.layer.cpu().numpy(), starts.position.cpu().numpy()
         order = np.lexsort((position, layer))
-        first = 0
-        while first < len(order):
-            chosen = self._batch(order[first:], layer, position)
-            try:
-                edges = self._sweep(int(layer[chosen[0]]), torch.from_numpy(position[chosen]),
-                                    starts.vector[torch.from_numpy(chosen).to(starts.vector.device)])
-                block = RowBlock.of(chosen, compact(edges, self.plan.row_mass, self.model.first_constant))
-            except (RuntimeError, MemoryError) as error:
-                if not out_of_memory(error):
-                    raise
-                self._smaller_batches(len(chosen), error)
-                continue
-            yield block
-            first += len(chosen)
+        for same in np.split(order, np.flatnonzero(np.diff(layer[order])) + 1):
+            waiting = self._batches(same, position)
+            while waiting:
+                chosen = waiting.pop(0)
+                try:
+                    edges = self._sweep(int(layer[chosen[0]]), torch.from_numpy(position[chosen]),
+                                        starts.vector[torch.from_numpy(chosen).to(starts.vector.device)])
+                    block = RowBlock.of(chosen, compact(edges, self.plan.row_mass, self.model.first_constant))
+                except (RuntimeError, MemoryError) as error:
+                    if not out_of_memory(error):
+                        raise
+                    self._smaller_batches(len(chosen), error)
+                    waiting = self._batches(np.concatenate([chosen, *waiting]), position)
+                    continue
+                yield block
 
-    def _batch(self, order: np.ndarray, layer: np.ndarray, position: np.ndarray) -> np.ndarray:
-        """The next targets in ``order``: of one layer, and as many as are computed at once."""
-        most = self.plan.targets_at_once
-        same = order[:most][layer[order[:most]] == layer[order[0]]]
-        fits = (position[same] + 1) * np.arange(1, len(same) + 1) <= self._rows_at_once
-        return same[:max(1, int(fits.sum()))]
+    def _batches(self, targets: np.ndarray, position: np.ndarray) -> list[np.ndarray]:
+        """Targets of one layer, sorted by position, cut where the least work results.
+
+        A batch's products have a row for every target and every position up to its last, so fewer positions apart is
+        less work, but every batch costs as much as some rows more: for its calls, for patterns computed anew at every
+        layer, and for decoder vectors gathered.
+        """
+        batches: list[np.ndarray] = []
+        for first in range(0, len(targets), CUT_AT_ONCE):
+            part = targets[first:first + CUT_AT_ONCE]
+            cone = position[part] + 1
+            work, cut = np.zeros(len(part) + 1), np.zeros(len(part) + 1, np.int64)
+            for end in range(1, len(part) + 1):
+                longest = max(1, min(self.plan.targets_at_once, self._rows_at_once // int(cone[end - 1])))
+                start = np.arange(max(0, end - longest), end)
+                costs = work[start] + (end - start + self._per_position) * cone[end - 1] + self.plan.overhead
+                best = int(np.argmin(costs))
+                work[end], cut[end] = costs[best], start[best]
+            end, found = len(part), []
+            while end:
+                found.append(part[cut[end]:end])
+                end = int(cut[end])
+            batches += reversed(found)
+        return batches
 
     def _smaller_batches(self, size: int, error: Exception) -> None:
         self._scratch.clear()

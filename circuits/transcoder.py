@@ -20,6 +20,7 @@ from circuits.checkpoints import gemma_scope2
 from circuits.checkpoints.layer import Checkpoint, Layer
 from circuits.errors import FormatError, InputError, ModelError
 from circuits.hub import snapshot
+from circuits.kernels.encode import encode
 from circuits.placement import resolve_device
 
 BUNDLED = Path(__file__).parent / "assets" / "gemma-3-270m-clt"
@@ -96,25 +97,27 @@ class Transcoders:
         b_enc, threshold = self._vector(stored, "b_enc"), self._threshold(stored)
         if stored.k is not None:
             return self._encode_topk(stored, x, b_enc, stored.k)
-        tile = max(1, min(stored.n_features, MAX_TILE // max(len(x), self.d_model)))
+        tile = max(1, min(stored.n_features, MAX_TILE // self.d_model))
         found = []
         for start in range(0, stored.n_features, tile):
-            stop = min(start + tile, stored.n_features)
-            pre = self._pre_activations(stored, x, b_enc, start, stop)
-            # a zero is no activation, even above a threshold below zero
-            active = pre > 0 if threshold is None else (pre > threshold[start:stop]) & (pre != 0)
-            position, feature = active.nonzero(as_tuple=True)
-            found.append((position, feature + start, pre[position, feature]))
+            part = slice(start, min(start + tile, stored.n_features))
+            w_enc = stored.encoder(part.start, part.stop).to(self.device)
+            position, feature, value = encode(x, w_enc, b_enc[part], None if threshold is None else threshold[part])
+            found.append((position, feature + start, value))
         position, feature, value = (torch.cat(parts) for parts in zip(*found, strict=True))
+        self._check_finite(stored, value, x)
         order = torch.argsort(position, stable=True)
         return position[order], feature[order], value[order]
 
     def _encode_topk(self, stored: Layer, x: Tensor, b_enc: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
         """TopK ranks all features of a position, so the tiles are of positions."""
         rows = max(1, MAX_TILE // stored.n_features)
+        w_enc = stored.encoder(0, stored.n_features).to(self.device)
         found = []
         for start in range(0, max(len(x), 1), rows):
-            pre = self._pre_activations(stored, x[start:start + rows], b_enc, 0, stored.n_features).relu_()
+            pre = torch.addmm(b_enc, x[start:start + rows], w_enc.T)
+            self._check_finite(stored, pre, x)
+            pre.relu_()
             value, feature = pre.topk(k, dim=1)
             feature, order = feature.sort(dim=1)
             value = value.gather(1, order)
@@ -123,9 +126,7 @@ class Transcoders:
         position, feature, value = (torch.cat(parts) for parts in zip(*found, strict=True))
         return position, feature, value
 
-    def _pre_activations(self, stored: Layer, x: Tensor, b_enc: Tensor, start: int, stop: int) -> Tensor:
-        w_enc = stored.encoder(start, stop).to(self.device)
-        pre = torch.addmm(b_enc[start:stop], x, w_enc.T)
+    def _check_finite(self, stored: Layer, pre: Tensor, x: Tensor) -> None:
         # one sum is cheaper than looking at every element, and is only finite where all are
         if not torch.isfinite(pre.sum()) and not torch.isfinite(pre).all():
             if not torch.isfinite(x).all():
@@ -133,7 +134,6 @@ class Transcoders:
                                  "model's forward pass and dtype")
             raise FormatError(f"the encoder in {stored.path} gives NaN or infinite pre-activations: the file is "
                               "damaged, download or copy it again")
-        return pre
 
     def encoder_rows(self, layer: int, features: Tensor) -> Tensor:
         """(n, D) encoder vectors of the features (n,)."""

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 KINDS = ("feature", "error", "embedding", "logit", "constant")
 FORMAT_VERSION = 1
+BLOCK_EDGES = 1 << 18
+"""Edges that a pass over a graph works on at once: its temporary arrays stay in cache, and calls stay few."""
 COLUMN_DTYPES: dict[str, Any] = {
     "kind": "<U9", "layer": np.int32, "position": np.int32, "feature": np.int32, "token": np.int32,
     "value": np.float32, "influence": np.float32, "label": object, "expanded": np.bool_, "input_sum": np.float32,
@@ -185,31 +187,48 @@ class AttributionGraph:
 
         return node_ids(self)
 
+    def row_blocks(self, rows: np.ndarray) -> list[np.ndarray]:
+        """``rows`` (ascending integers) cut into runs of about ``BLOCK_EDGES`` edges, or of twice as many edges as
+        there are nodes where that is more: then a vector over all nodes costs a block no more than its edges do."""
+        ends = np.cumsum(self.indptr[rows + 1] - self.indptr[rows])
+        return np.split(rows, np.flatnonzero(np.diff(ends // max(BLOCK_EDGES, 2 * len(self)))) + 1)
+
     def edges_into(self, rows: np.ndarray) -> np.ndarray | slice:
         """Where the edges into the nodes ``rows`` (ascending integers) stand in ``indices`` and ``weights``, in row
-        order: a slice when the rows are neighbours, so that using it copies nothing."""
-        if len(rows) and rows[-1] - rows[0] + 1 == len(rows):
-            return slice(int(self.indptr[rows[0]]), int(self.indptr[rows[-1] + 1]))
+        order: a slice when no other edge stands between them, so that using it copies nothing."""
         starts = self.indptr[rows]
         lengths = self.indptr[rows + 1] - starts
         ends = np.cumsum(lengths)
-        return np.repeat(starts - ends + lengths, lengths) + np.arange(ends[-1] if len(ends) else 0)
+        count = int(ends[-1]) if len(ends) else 0
+        first = int(starts[0]) if count else 0
+        if count == 0 or int(self.indptr[rows[-1] + 1]) - first == count:
+            return slice(first, first + count)
+        return np.repeat(starts - ends + lengths, lengths) + np.arange(count)
 
     def edges_between(self, keep: np.ndarray) -> np.ndarray:
         """(E',) int64 positions of the edges whose two ends are in the mask ``keep`` (N,)."""
-        edges = self.edges_into(np.flatnonzero(keep))
-        inside = np.flatnonzero(keep[self.indices[edges]])
-        return inside + edges.start if isinstance(edges, slice) else edges[inside]
+        return np.concatenate([edges for _, edges in self._blocks_between(keep)])
+
+    def _blocks_between(self, keep: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Blocks of the rows in ``keep`` (N,), and (E',) the positions of their edges from nodes in it."""
+        for rows in self.row_blocks(np.flatnonzero(keep)):
+            edges = self.edges_into(rows)
+            inside = np.flatnonzero(keep.take(self.indices[edges]))
+            yield rows, inside + edges.start if isinstance(edges, slice) else edges[inside]
 
     def subgraph(self, keep: np.ndarray, keep_edges: np.ndarray | None = None) -> AttributionGraph:
         """The graph of the nodes in the mask ``keep`` (N,) and, of the edges between them, those in the mask
         ``keep_edges`` (E,). Pins and supernodes lose the nodes that are gone."""
         keep = np.asarray(keep, dtype=bool)
-        edges = self.edges_between(keep)
-        if keep_edges is not None:
-            edges = edges[np.asarray(keep_edges, dtype=bool)[edges]]
-        new = np.cumsum(keep) - 1
-        starts = np.searchsorted(edges, self.indptr[:-1][keep])
+        keep_edges = None if keep_edges is None else np.asarray(keep_edges, dtype=bool)
+        new = np.cumsum(keep, dtype=np.int32) - np.int32(1)
+        lengths, indices, weights = [], [], []
+        for rows, edges in self._blocks_between(keep):
+            if keep_edges is not None:
+                edges = edges[keep_edges.take(edges)]
+            lengths.append(np.searchsorted(edges, self.indptr[rows + 1]) - np.searchsorted(edges, self.indptr[rows]))
+            indices.append(new.take(self.indices.take(edges)))
+            weights.append(self.weights.take(edges))
         kept_targets = keep[self.target_nodes]
         header = self.header
         if header.pinned or header.supernodes:
@@ -218,9 +237,9 @@ class AttributionGraph:
             header = replace(header, pinned=[i for i in header.pinned if i in present],
                              supernodes=[group for group in groups if len(group) > 1])
         return replace(
-            self, nodes=self.nodes.take(keep), indptr=np.append(starts, len(edges)).astype(np.int64),
-            indices=new[self.indices[edges]].astype(np.int32), weights=self.weights[edges],
-            target_nodes=new[self.target_nodes[kept_targets]].astype(np.int32),
+            self, nodes=self.nodes.take(keep), indptr=np.concatenate([[0], np.cumsum(np.concatenate(lengths))]),
+            indices=np.concatenate(indices), weights=np.concatenate(weights),
+            target_nodes=new[self.target_nodes[kept_targets]],
             target_weights=self.target_weights[kept_targets], header=header)
 
     def prune(self, node_threshold: float = 0.8, edge_threshold: float = 0.98) -> AttributionGraph:

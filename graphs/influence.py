@@ -9,8 +9,10 @@ that will ever arrive at its nodes has arrived.
 
 Which sum divides a row. The default is the sum of the edges that are present, so that the shares of every row add up
 to one; that is what pruning recomputes with and what the scores mean. ``nodes.input_abs``, the sum before anything was
-left out, equals it up to rounding while nothing is missing. Passed as ``row_sums`` for a graph whose rows were
-shortened, the mass of the missing edges ends where they were cut, so every influence is a lower bound.
+left out, equals it up to rounding while nothing is missing. In a graph whose rows were shortened (long prompts keep
+the largest edges of a row) the default spreads the share of the missing edges over the present ones. Passed as
+``row_sums``, ``nodes.input_abs`` instead ends that mass where the rows were cut: every influence is a lower bound, and
+:func:`unexplored` counts the mass.
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ NO_INPUTS = -1
 
 
 class Rows(NamedTuple):
-    """The rows of one level."""
+    """Rows of one level."""
 
     nodes: np.ndarray
     """(T,) their indices, ascending."""
@@ -56,33 +58,71 @@ def target_weights(graph: AttributionGraph) -> np.ndarray:
 
 def rows_by_level(graph: AttributionGraph, row_sums: np.ndarray | None = None, *, upwards: bool = False
                   ) -> Iterator[Rows]:
-    """The rows that have edges, one level at a time: from the logits down, or the other way.
+    """The rows that have edges, level by level in blocks: from the logits down, or the other way.
+
+    One block lies in the memory of the one before: use its ``sizes``, or copy them, before asking for the next.
 
     Args:
         row_sums: (N,) what divides each row; by default the sum of its edges, those from constants left out.
 
     Raises:
-        InputError: an edge does not go up in layer, so the sweep would lose it.
+        InputError: an edge does not go up in layer, so the sweep would lose it; or a row with edges has no row sum.
     """
     level = levels(graph)
     constant = graph.nodes.kind == "constant"
-    any_constant = bool(constant.any())
     lengths = np.diff(graph.indptr)
     with_edges = lengths > 0
+    if row_sums is not None and not np.isfinite(row_sums[with_edges]).all():
+        raise InputError(f"row_sums has no number for {np.count_nonzero(~np.isfinite(row_sums[with_edges]))} rows that "
+                         "have edges: expected one for each, or None to divide by the sums of the present edges")
     order = np.unique(level[with_edges])
+    block = _Block()
     for depth in order if upwards else order[::-1]:
-        nodes = np.flatnonzero(with_edges & (level == depth))
-        edges = graph.edges_into(nodes)
-        sources = graph.indices[edges]
-        if depth == NO_INPUTS or (level >= depth)[sources].any():
-            raise InputError(f"{_first_wrong_edge(graph, level)}: edges of an attribution graph go up in layer")
-        sizes = np.abs(graph.weights[edges], dtype=np.float64)
-        if any_constant:
-            sizes[constant[sources]] = 0.0
-        starts = np.append(0, np.cumsum(lengths[nodes]))
-        total = np.add.reduceat(sizes, starts[:-1]) if row_sums is None else row_sums[nodes]
-        scale = np.divide(1.0, total, out=np.zeros(len(nodes)), where=total > 0)
-        yield Rows(nodes, csr_array((sizes, sources, starts), shape=(len(nodes), len(graph))), scale)
+        special = constant | (level >= depth)
+        runs = np.flatnonzero(np.diff(special, prepend=False, append=False)).reshape(-1, 2).tolist()
+        for nodes in graph.row_blocks(np.flatnonzero(with_edges & (level == depth))):
+            starts = np.append(0, np.cumsum(lengths[nodes])).astype(np.int32)  # as the sources, or scipy copies those
+            block.fill(graph, graph.edges_into(nodes), int(starts[-1]))
+            unusual = block.positions(special, runs)
+            if depth == NO_INPUTS or not constant[block.sources[unusual]].all():
+                raise InputError(f"{_first_wrong_edge(graph, level)}: edges of an attribution graph go up in layer")
+            block.sizes[unusual] = 0.0
+            total = np.add.reduceat(block.sizes, starts[:-1]) if row_sums is None else row_sums[nodes]
+            scale = np.divide(1.0, total, out=np.zeros(len(nodes)), where=total > 0)
+            sizes = csr_array((block.sizes, block.sources, starts), shape=(len(nodes), len(graph)))
+            yield Rows(nodes, sizes, scale)
+
+
+class _Block:
+    """The edges of some rows. One block after the other lies in the same memory: new arrays for each would have to be
+    mapped by the system, which takes longer than the sums."""
+
+    def __init__(self) -> None:
+        self.held = np.empty(0, np.int32), np.empty(0), np.empty((3, 0), bool)
+
+    def fill(self, graph: AttributionGraph, edges: np.ndarray | slice, count: int) -> None:
+        """Take in the ``count`` edges at ``edges``: (E,) sources, and |weights| as float64 sizes."""
+        if count > len(self.held[0]):
+            self.held = np.empty(count, np.int32), np.empty(count), np.empty((3, count), bool)
+        sources, sizes, masks = self.held
+        self.sources, self.sizes, self.masks = sources[:count], sizes[:count], masks[:, :count]
+        self.sources[:] = graph.indices[edges]
+        np.abs(graph.weights[edges], out=self.sizes, dtype=np.float64)
+
+    def positions(self, special: np.ndarray, runs: list[list[int]]) -> np.ndarray:
+        """Where nodes of the mask ``special`` (N,), whose runs of neighbours are ``runs``, stand in the sources.
+
+        A tracer's nodes stand kind by kind and layer by layer, so that the runs are few: comparing with their ends
+        is several times faster than looking every source up.
+        """
+        if len(runs) > 4:
+            return np.flatnonzero(special.take(self.sources))
+        inside, above, below = self.masks
+        inside[:] = False
+        for first, stop in runs:
+            np.greater_equal(self.sources, first, out=above)
+            inside |= np.logical_and(above, np.less(self.sources, stop, out=below), out=above)
+        return np.flatnonzero(inside)
 
 
 def flow(rows: Iterable[Rows], start: np.ndarray) -> np.ndarray:
@@ -106,7 +146,7 @@ def influence(graph: AttributionGraph, row_sums: np.ndarray | None = None) -> np
         row_sums: (N,) see the top of this file.
 
     Raises:
-        InputError: an edge does not go up in layer.
+        InputError: an edge does not go up in layer; or a row with edges has no row sum.
     """
     return flow(rows_by_level(graph, row_sums), target_weights(graph))
 
@@ -115,13 +155,18 @@ def unexplored(graph: AttributionGraph, row_sums: np.ndarray | None = None) -> f
     """Influence that arrived at features whose rows were not computed, over the total weight of the targets.
 
     The certificate of METHOD 4: a path visits a node at most once, so computing the missing rows changes no node's
-    share of influence by more than this. With ``row_sums`` (N,), mass lost in shortened rows counts as unexplored.
+    share of influence by more than this. With ``row_sums`` (N,), mass lost in shortened rows counts as unexplored,
+    that of rows with no edge left included.
+
+    Raises:
+        InputError: an edge does not go up in layer; or a row with edges has no row sum.
     """
     start = target_weights(graph)
     arrived = flow(rows_by_level(graph, row_sums), start)
-    mass = float(arrived[(graph.nodes.kind == "feature") & ~graph.nodes.expanded].sum())
+    without_row = (graph.nodes.kind == "feature") & ~graph.nodes.expanded
+    mass = float(arrived[without_row].sum())
     if row_sums is not None:
-        passing = np.diff(graph.indptr) > 0
+        passing = (row_sums > 0) & ~without_row
         mass += max(0.0, float((start + arrived)[passing].sum() - arrived.sum()))
     return mass / float(start.sum()) if start.any() else 0.0
 

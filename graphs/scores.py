@@ -30,7 +30,13 @@ def scores(graph: AttributionGraph) -> dict[str, float]:
 
 
 def annotate(graph: AttributionGraph) -> AttributionGraph:
-    """The graph with ``nodes.influence`` and ``header.scores`` computed from its own edges, in one pass."""
+    """The graph with ``nodes.influence`` and ``header.scores`` computed from its own edges, in one pass.
+
+    Where rows were shortened, both speak of the edges that are present: see :mod:`graphs.influence`.
+
+    Raises:
+        InputError: an edge does not go up in layer.
+    """
     arrived, values = _measure(graph)
     return replace(graph, nodes=replace(graph.nodes, influence=arrived.astype(np.float32)),
                    header=replace(graph.header, scores=values))

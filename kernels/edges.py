@@ -20,8 +20,8 @@ from circuits.errors import InputError
 from circuits.kernels.choice import jit, tl, triton, use_triton
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-GATHERED = 2**19
-"""Most numbers of decoder vectors that the reference holds at once: 2 MiB in float32, which stay in a core's cache."""
+GATHERED = 2**20
+"""Most numbers of decoder vectors that the reference holds at once, but for one position's: 4 MiB in float32."""
 
 
 def add_effects(out: Tensor, node: Tensor, state: Tensor, decoders: Tensor, position: Tensor, row: Tensor,
@@ -81,19 +81,39 @@ def _check(out: Tensor, node: Tensor, state: Tensor, decoders: Tensor, position:
 
 def add_effects_reference(out: Tensor, node: Tensor, state: Tensor, decoders: Tensor, position: Tensor, row: Tensor,
                           value: Tensor) -> None:
-    """In plain PyTorch: decoder vectors gathered in bounded pieces, a product for each position with writes.
+    """In plain PyTorch: decoder vectors gathered in bounded blocks of positions, one batched product for each.
 
-    Counts of writes differ between positions, so that one padded batched product costs more than many small ones do
-    (measured at 11 and 36 writes per position). 16-bit numbers are multiplied in float32: CPUs do that far faster.
+    A product for each position is as fast on one thread, but many small products on several threads wait for one
+    another: a slow thread, on a machine that does other work too, then stops all. 16-bit numbers are multiplied in
+    float32: CPUs do that far faster.
     """
-    n_writes, at_once = len(node), max(1, GATHERED // max(1, decoders.shape[1]))
-    for first in range(0, n_writes, at_once):
-        some = slice(first, min(first + at_once, n_writes))
-        gathered = decoders.index_select(0, row[some]).float()
-        here, counts = torch.unique_consecutive(position[some], return_counts=True)
-        effects = torch.cat([vectors @ state[at].float().T for at, vectors in zip(
-            here.tolist(), gathered.split(counts.tolist()), strict=True)])
-        out.index_add_(0, node[some], effects.mul_(value[some, None]))
+    n_targets, d_model = state.shape[1:]
+    here, counts = torch.unique_consecutive(position, return_counts=True)
+    starts, widest = counts.cumsum(0) - counts, int(counts.max())
+    at_once = max(1, min(len(here), GATHERED // (d_model * widest)))
+    # one buffer for all blocks: mapping fresh memory would cost more than filling it
+    gathered = decoders.new_empty(at_once * widest, d_model)
+    effects = out.new_empty(at_once * widest, n_targets)
+    for first in range(0, len(here), at_once):
+        block = slice(first, first + at_once)
+        slot = torch.arange(int(counts[block].max()), device=row.device)
+        real = slot < counts[block, None]
+        write = slice(int(starts[first]), int(starts[block][-1] + counts[block][-1]))
+        rows = row.new_zeros(real.shape)
+        rows[real] = row[write]
+        vectors = torch.index_select(decoders, 0, rows.flatten(), out=gathered[:rows.numel()])
+        products = effects[:rows.numel()]
+        torch.bmm(vectors.float().view(*real.shape, d_model), _at(state, here[block]).float().transpose(1, 2),
+                  out=products.view(*real.shape, n_targets))
+        if rows.numel() > write.stop - write.start:
+            products = products[real.flatten()]
+        out.index_add_(0, node[write], products.mul_(value[write, None]))
+
+
+def _at(state: Tensor, position: Tensor) -> Tensor:
+    """(p, B, D) of ``state`` (P, B, D) at the ascending positions (p,): a view where they are neighbours."""
+    first, last = int(position[0]), int(position[-1]) + 1
+    return state[first:last] if last - first == len(position) else state[position]
 
 
 @jit

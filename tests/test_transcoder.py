@@ -19,6 +19,7 @@ import circuits
 from circuits import transcoder
 from circuits.checkpoints.layer import Checkpoint
 from circuits.errors import FormatError, InputError, ModelError
+from circuits.kernels import encode
 from circuits.transcoder import Transcoders, open_transcoders
 
 LAYOUTS: dict[str, tuple[Callable[..., str], int, bool, dict[str, Any]]] = {
@@ -104,6 +105,7 @@ def test_tiles_do_not_change_what_is_active(layout: str, tmp_path: Path, monkeyp
 def test_encoding_makes_no_tensor_above_the_bound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     opened = open_transcoders(folders.gemma_scope_plt(tmp_path, dictionary(span=1, features=400)))
     monkeypatch.setattr(transcoder, "MAX_TILE", 1000)
+    monkeypatch.setattr(encode, "CACHED_TILE", 1000)
     sizes: list[int] = []
     addmm = torch.addmm
 

@@ -19,6 +19,9 @@ out, err = Console(), Console(stderr=True)
 Model = Annotated[str, typer.Option(help="Alias (gemma-3-270m), hub id or folder.")]
 TranscodersOption = Annotated[str, typer.Option("--transcoders", help="'bundled', hub path or folder.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")]
+DeviceMap = Annotated[str | None, typer.Option(
+    "--device-map", help="auto: layers over GPUs, memory and disk as they fit; disk: all layers on disk.")]
+Memory = Annotated[str | None, typer.Option(help="Memory to stay within, such as 6GiB; by default what is free.")]
 JsonFile = Annotated[Path | None, typer.Option("--json", help="Write the reported numbers to this file.")]
 
 

@@ -10,7 +10,9 @@ import typer
 
 from circuits.commands.common import (
     Device,
+    DeviceMap,
     JsonFile,
+    Memory,
     Model,
     TranscodersOption,
     check_outputs,
@@ -42,13 +44,19 @@ def trace(
     no_prune: Annotated[bool, typer.Option("--no-prune", help="Keep every node and edge.")] = False,
     node_threshold: Annotated[float, typer.Option(help="Share of influence that kept nodes hold.")] = 0.8,
     edge_threshold: Annotated[float, typer.Option(help="Share of edge scores that kept edges hold.")] = 0.98,
-    dtype: Annotated[str, typer.Option(help="Arithmetic of the rows: float32 or bfloat16.")] = "float32",
+    dtype: Annotated[str, typer.Option(
+        help="Arithmetic of the rows: float32, bfloat16, float16, or mixed (float32 where influence is high).")
+    ] = "float32",
     model_dtype: Annotated[str, typer.Option(help="Weights and forward pass: float32, bfloat16 or float16.")
                            ] = "float32",
-    batch: Annotated[int | None, typer.Option(help="Targets computed at once.")] = None,
+    batch: Annotated[int | None, typer.Option(help="Most targets computed at once.")] = None,
+    memory: Memory = None,
+    row_mass: Annotated[float | None, typer.Option(
+        help="Share of each row that is stored, largest edges first; by default 1, on long prompts 0.98.")] = None,
     labels: Annotated[Path | None, typer.Option(help="Names of features: JSON, JSONL or CSV; see circuits features.")
                       ] = None,
     device: Device = "auto",
+    device_map: DeviceMap = None,
     json_file: JsonFile = None,
 ) -> None:
     """Trace why the model continues a prompt as it does, and write the graph."""
@@ -63,16 +71,19 @@ def trace(
     import circuits
     from circuits.features import relabel
     from circuits.features.imported import read_labels
+    from circuits.planning import parse_memory
+
+    limit = None if memory is None else parse_memory(memory)
 
     with progress() as report:
         report("loading the model", 0, 1)
-        opened = circuits.load_model(model, dtype=model_dtype, device=device, progress=report)
+        opened = circuits.load_model(model, dtype=model_dtype, device=device, progress=report, device_map=device_map)
         dictionary = circuits.open_transcoders(transcoders, device=opened.device)
         names = {} if labels is None else read_labels(labels, dictionary.d_transcoder)
         graph = circuits.trace(
             opened, dictionary, prompt, tokens=ids, chat=chat, coverage=coverage, max_features=max_features,
             max_logits=max_logits, logit_prob=logit_prob, target=target, versus=versus, dtype=dtype, batch=batch,
-            progress=report)
+            memory=limit, row_mass=row_mass, progress=report)
     relabel(graph, names)
     shown = graph if no_prune else graph.prune(node_threshold, edge_threshold)
     write_graph(shown, output or [])
