@@ -32,7 +32,7 @@ Report = Callable[[str, int, int], None]
 SHARE_PER_PASS = 0.93
 """Of the mass that is unexplored beyond what may stay so, what the features hold that a pass is sure to expand. With
 1 the first pass would expand more than the certificate needs (measured: 8% more arithmetic)."""
-ROOM_PER_PASS = 4
+ROOM_PER_PASS = 2
 """Where a number of rows is the limit, a pass is sure to expand one in so many of those that are left: what it expands
 sends mass to features that may deserve a row more."""
 MOST_AT_LAST = 64

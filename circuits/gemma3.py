@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,13 @@ from torch import Tensor
 from circuits.errors import InputError, ModelError
 from circuits.frozen import FrozenLayer, FrozenPass, attend
 from circuits.hub import first_line
+from circuits.memory import MappedFiles
 from circuits.model_folder import open_tokenizer, quiet_transformers, read_tensors, text_settings
 from circuits.placement import place, resolve_device, weight
 
 _RECORDING = "circuits_recording"
+UNEMBEDDED_AT_ONCE = 16384
+"""Tokens of the vocabulary whose logits are computed at once."""
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -101,9 +105,13 @@ class Gemma3:
         model's.
         """
         seen: dict[tuple[int, str], Tensor] = {}
-        with _recording_attention(self.hf.config, seen), _hooks(self._frozen_taps(seen)):
+        files = MappedFiles()
+        once = [(layer, lambda module, _inputs, _out: files.give_back(module.parameters()))
+                for layer in self.hf.model.layers]
+        with _recording_attention(self.hf.config, seen), _hooks(self._frozen_taps(seen) + once):
             hidden = self.hf.model(torch.tensor([tokens], device=self.device), use_cache=False).last_hidden_state
-            logits = self.hf.lm_head(hidden[:, -1])[0].float()
+        logits = torch.cat([torch.nn.functional.linear(hidden[0, -1], part).float()
+                            for part in self._unembedding_parts(files)])
         final_scale = self._scale(seen[-1, "final_in"][-1])
         return FrozenPass(
             tokens=list(tokens), embeddings=seen[-1, "embeddings"].to(self.device),
@@ -112,6 +120,20 @@ class Gemma3:
             mlp_out=torch.stack([seen[i, "mlp_out"].to(self.device) for i in range(self.n_layers)]),
             final_gain=self.final_norm_gain * final_scale.to(self.device), final_normed=hidden[0, -1].float(),
             logits=logits, gathered=getattr(self.hf, "hf_device_map", None) is not None)
+
+    @cached_property
+    def mean_unembedding(self) -> Tensor:
+        """(D,) float32, over the vocabulary."""
+        total = torch.zeros(self.d_model, dtype=torch.float32, device=self.device)
+        for part in self._unembedding_parts(MappedFiles()):
+            total += part.sum(0, dtype=torch.float32)
+        return total / self.vocab_size
+
+    def _unembedding_parts(self, files: MappedFiles) -> Iterator[Tensor]:
+        """The unembedding, some tokens at a time; each part's memory is given back afterwards."""
+        for part in self.unembedding.detach().split(UNEMBEDDED_AT_ONCE):
+            yield part
+            files.give_back([part])
 
     def _frozen_taps(self, seen: dict[tuple[int, str], Tensor]) -> list[tuple[Any, Callable[..., None]]]:
         def tap(index: int, name: str, read: Callable[[Any, Any], Tensor]) -> Callable[..., None]:

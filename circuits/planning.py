@@ -25,6 +25,8 @@ OVERHEAD = {"cpu": 200, "cuda": 8192, "mps": 1024}
 KEPT_WHOLE = 2e8
 """Most possible edges of which all are kept; beyond it rows are cut to ROW_MASS."""
 ROW_MASS = 0.98
+PATTERNS = 1 << 29
+"""Most bytes for attention patterns of a long prompt on a CPU; for short ones computing them is cheap, on a GPU too."""
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
 
 
@@ -42,6 +44,8 @@ class Plan:
     """Share of a row's |edge| that is kept, the largest edges first; 1 keeps every edge."""
     resident: bool
     """Keep the sweep's weights of every layer; otherwise one layer's at a time."""
+    patterns: bool
+    """Keep attention patterns; otherwise they are computed anew for every batch, in tiles."""
     bytes: int
     """Estimated peak of what the sweep adds to the memory held before it."""
 
@@ -85,7 +89,11 @@ def plan(size: Size, device: torch.device, itemsize: int = 4, memory: int | None
     per_row = itemsize * (3 * size.d_model + size.head_dim * (size.n_heads + size.n_kv_heads))
     per_target = 4 * 4 * size.n_sources
     resident = not gathered and weights < 0.5 * (room - store)
-    room -= store + (weights if resident else weights // size.n_layers)
+    kept = store + (weights if resident else weights // size.n_layers)
+    pattern_bytes = 4 * size.n_layers * size.n_heads * size.n_positions**2
+    patterns = device.type == "cpu" and size.n_positions >= LONG and pattern_bytes <= min(PATTERNS, 0.3 * (room - kept))
+    kept += pattern_bytes if patterns else 0
+    room -= kept
     wanted = ROWS_AT_ONCE.get(device.type, 4096) * (4 if size.n_positions >= LONG and device.type == "cpu" else 1)
     most = targets or TARGETS_AT_ONCE
     least = size.n_positions * per_row + per_target
@@ -100,9 +108,8 @@ def plan(size: Size, device: torch.device, itemsize: int = 4, memory: int | None
         rows = max(rows, 1) if rows < targets * size.n_positions else targets * size.n_positions
     rows = max(rows, size.n_positions)
     most = max(1, min(most, int(room / 2 / per_target)))
-    return Plan(rows, most, OVERHEAD.get(device.type, 64), row_mass, resident, int(
-        store + (weights if resident else weights // size.n_layers) + rows * per_row
-        + min(most, max(1, rows // size.n_positions)) * per_target))
+    return Plan(rows, most, OVERHEAD.get(device.type, 64), row_mass, resident, patterns, int(
+        kept + rows * per_row + min(most, max(1, rows // size.n_positions)) * per_target))
 
 
 def _store_bytes(size: Size, row_mass: float) -> int:

@@ -53,7 +53,7 @@ class Sweep:
     def __init__(self, replacement: LocalReplacement, plan: Plan, dtype: torch.dtype = torch.float32):
         self.model, self.plan, self.dtype = replacement, plan, dtype
         frozen = replacement.frozen
-        self.layers = [TransposedLayer(layer, skip, dtype, plan.resident)
+        self.layers = [TransposedLayer(layer, skip, dtype, plan.resident, plan.patterns)
                        for layer, skip in zip(frozen.layers, replacement.skips, strict=True)]
         self.biases = [bias.to(layer.device, dtype)
                        for bias, layer in zip(replacement.biases, self.layers, strict=True)]
@@ -61,7 +61,8 @@ class Sweep:
             frozen.embeddings.numel() * replacement.n_positions <= CARRIED) else None
         self._rows_at_once = plan.rows_at_once
         writes = sum(len(w.node) for w in replacement.writes) / (replacement.n_layers * replacement.n_positions)
-        self._per_position = ROWS_PER_WRITE * writes + ROWS_PER_SCORE * min(replacement.n_positions, 1024) / 2
+        self._per_position = ROWS_PER_WRITE * writes + (
+            0 if plan.patterns else ROWS_PER_SCORE * min(replacement.n_positions, 1024) / 2)
         self._scratch: dict[torch.device, Scratch] = {}
 
     @torch.no_grad()

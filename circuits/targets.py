@@ -66,10 +66,10 @@ def choose_targets(model: Gemma3, frozen: FrozenPass, *, max_logits: int = 10, l
         top = probabilities.topk(min(max_logits, len(probabilities)))
         enough = int((top.values.cumsum(0) < logit_prob).sum()) + 1
         tokens = top.indices[:enough]
-    unembedding = model.unembedding.float()
     ids = tokens.tolist()
     return Targets(
-        vectors=unembedding[tokens] - unembedding.mean(0), values=frozen.logits[tokens] - frozen.logits.mean(),
+        vectors=model.unembedding[tokens].float() - model.mean_unembedding,
+        values=frozen.logits[tokens] - frozen.logits.mean(),
         weights=probabilities[tokens], tokens=ids,
         labels=[f'Output "{token_text(model, t)}" (p={p:.3f})'
                 for t, p in zip(ids, probabilities[tokens].tolist(), strict=True)])

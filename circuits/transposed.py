@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from circuits.frozen import FrozenLayer
-from circuits.kernels.attention import transposed_attention
+from circuits.kernels.attention import mix_stored, transposed_attention, transposed_patterns
 from circuits.kernels.products import add_product
 
 
@@ -25,9 +25,11 @@ class TransposedLayer:
     Args:
         skip: (D, D) with y += x @ skip, or None.
         resident: keep the weights; otherwise they are read, and given up, each time the layer is crossed.
+        patterns: keep the attention patterns; otherwise they are computed anew each time, in tiles.
     """
 
-    def __init__(self, layer: FrozenLayer, skip: Tensor | None, dtype: torch.dtype, resident: bool = True):
+    def __init__(self, layer: FrozenLayer, skip: Tensor | None, dtype: torch.dtype, resident: bool = True,
+                 patterns: bool = False):
         self.frozen, self.dtype, self.resident = layer, dtype, resident
         self.device = layer.queries.device
         self.n_heads, _, self.head_dim = layer.queries.shape
@@ -35,6 +37,8 @@ class TransposedLayer:
         self.d_model = len(layer.attn_in_norm)
         self.log_norm = layer.log_sums - layer.attn_out_scale.log()
         self.key_bias = layer.attn_in_scale.log()
+        self.patterns = transposed_patterns(layer.queries, layer.keys, self.log_norm, self.key_bias,
+                                            layer.window) if patterns else None
         self.skip = None if skip is None else (skip.to(self.device).T * layer.mlp_in_norm).to(dtype).contiguous()
         self.skip_scale = layer.mlp_in_scale.to(dtype)
         self._weights: tuple[Tensor, Tensor] | None = None
@@ -71,6 +75,10 @@ class TransposedLayer:
     def mix(self, by_head: Tensor, out: Tensor | None = None, *, sum_heads: bool = True) -> Tensor:
         """(G, P, B, K) gradients by head (H, P, B, K) brought from queries to keys; (H, P, B, K) one by one."""
         n_pos = by_head.shape[1]
+        if self.patterns is not None:
+            if out is None:
+                out = by_head.new_empty(self.n_groups if sum_heads else self.n_heads, *by_head.shape[1:])
+            return mix_stored(by_head, self.patterns, out, self.frozen.window)
         keys = self.frozen.keys[:, :n_pos]
         if not sum_heads:
             keys = keys.repeat_interleave(self.n_heads // self.n_groups, 0)

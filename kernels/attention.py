@@ -63,6 +63,53 @@ def transposed_attention(grad: Tensor, queries: Tensor, keys: Tensor, log_norm: 
     return out
 
 
+def transposed_patterns(queries: Tensor, keys: Tensor, log_norm: Tensor, key_bias: Tensor,
+                        window: int | None = None) -> Tensor:
+    """All of what :func:`transposed_attention` computes in tiles, for prompts whose patterns fit into memory.
+
+    Returns:
+        (H, P, P) float32: A[h, q, p] at [h, p, q]; 0 where the query does not see the key.
+    """
+    n_heads, n_pos, _ = queries.shape
+    per_group = n_heads // len(keys)
+    patterns = queries.new_zeros(n_heads, n_pos, n_pos, dtype=torch.float32)
+    for first in range(0, n_pos, KEY_TILE):
+        tile = slice(first, min(first + KEY_TILE, n_pos))
+        span = _reach(tile, n_pos, window)
+        bias = _bias(key_bias[tile], 0, span.stop - span.start, window or n_pos)
+        for head in range(n_heads):
+            patterns[head, tile, span] = _pattern(queries[head:head + 1, span], keys[head // per_group, tile],
+                                                  log_norm[head:head + 1, span], bias)
+    return patterns
+
+
+def mix_stored(grad: Tensor, patterns: Tensor, out: Tensor, window: int | None = None) -> Tensor:
+    """:func:`transposed_attention` with the patterns of :func:`transposed_patterns`.
+
+    Args:
+        grad: (H, P, B, K), contiguous.
+        patterns: (H, P', P') float32 with P' >= P; positions from P on are not read.
+        out: (G, P, B, K) of grad's type, contiguous, apart from grad in memory; overwritten.
+
+    Returns:
+        ``out``.
+    """
+    n_heads, n_pos = grad.shape[:2]
+    per_group = n_heads // len(out)
+    for head in range(n_heads):
+        for first in range(0, n_pos, KEY_TILE):
+            tile = slice(first, min(first + KEY_TILE, n_pos))
+            span = _reach(tile, n_pos, window)
+            add_product(out[head // per_group, tile].flatten(1), patterns[head, tile, span].to(grad.dtype),
+                        grad[head, span].flatten(1), float(head % per_group > 0))
+    return out
+
+
+def _reach(tile: slice, n_pos: int, window: int | None) -> slice:
+    """Queries that see any key of the tile."""
+    return slice(tile.start, n_pos if window is None else min(n_pos, tile.stop - 1 + window))
+
+
 def _check(grad: Tensor, queries: Tensor, keys: Tensor, log_norm: Tensor, key_bias: Tensor, window: int | None,
            out: Tensor | None) -> None:
     if grad.ndim != 4 or grad.dtype not in DTYPES:

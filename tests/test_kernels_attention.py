@@ -214,3 +214,21 @@ def test_refuses(name: str, change: Any, message: str) -> None:
     arguments[name] = change(arguments[name])
     with pytest.raises(InputError, match=message):
         transposed_attention(**arguments)
+
+
+@pytest.mark.parametrize("window", [None, 5, 130])
+@pytest.mark.parametrize("groups", [1, 2])
+def test_stored_patterns_mix_as_recomputed_ones(window: int | None, groups: int) -> None:
+    """Over several tiles of keys, and for a part of the positions."""
+    generator = torch.Generator().manual_seed(3)
+    queries, keys = (0.3 * torch.randn(n, 300, 16, generator=generator) for n in (4, groups))
+    log_norm, key_bias = torch.randn(4, 300, generator=generator), torch.randn(300, generator=generator)
+    patterns = attention.transposed_patterns(queries, keys, log_norm, key_bias, window)
+    for n_pos in (1, 127, 300):
+        grad = torch.randn(4, n_pos, 3, 16, generator=generator)
+        expected = attention.transposed_attention(grad, queries[:, :n_pos], keys[:, :n_pos], log_norm[:, :n_pos],
+                                                  key_bias[:n_pos], window)
+        out = torch.full_like(expected, torch.nan)
+        # sums of hundreds of terms in another order, some of which cancel
+        torch.testing.assert_close(attention.mix_stored(grad, patterns, out, window), expected, rtol=0,
+                                   atol=3e-6 * float(expected.abs().max()))
