@@ -42,7 +42,6 @@ PROMPT = (
 COUNTED = 70
 """Leading tokens at which the random features' mean number was chosen."""
 N_TOKENS = 140
-COVERAGE = 0.95
 NODE_THRESHOLD, EDGE_THRESHOLD = 0.8, 0.98
 PACKAGES = ("torch", "transformers", "gemma-circuits")
 
@@ -58,7 +57,7 @@ def prepare(work: str, model_name: str, *kinds: str) -> None:
     write_json(Path(work, "setup.json"), {
         "model": str(find_weights(model_name)), "model_name": model_name, "n_layers": model.n_layers,
         "d_model": model.d_model, "prompt": PROMPT, "tokens": tokens, "max_logits": 10, "logit_prob": 0.95,
-        "coverage": COVERAGE, "node_threshold": NODE_THRESHOLD, "edge_threshold": EDGE_THRESHOLD,
+        "node_threshold": NODE_THRESHOLD, "edge_threshold": EDGE_THRESHOLD,
         "transcoders": {kind: _transcoders(kind, Path(work), model, tokens) for kind in kinds}})
 
 
@@ -76,7 +75,8 @@ def _transcoders(kind: str, work: Path, model: Gemma3, tokens: list[int]) -> dic
     return {"kind": "clt", "ours": "bundled", "theirs": str(theirs), "features_per_layer": bundled.d_transcoder[0]}
 
 
-def trace(setup_file: str, kind: str, n_tokens: str, task: str, rows: str, threads: str, folder: str) -> None:
+def trace(setup_file: str, kind: str, n_tokens: str, task: str, rows: str, coverage: str, threads: str,
+          folder: str) -> None:
     """One run of ``task``; model and transcoders are opened before the span."""
     setup = json.loads(Path(setup_file).read_text(encoding="utf-8"))
     torch.set_num_threads(int(threads))
@@ -86,7 +86,7 @@ def trace(setup_file: str, kind: str, n_tokens: str, task: str, rows: str, threa
     transcoders = circuits.open_transcoders(setup["transcoders"][kind]["ours"])
     full = task == "full"
     # the full matrix means every edge, also where the engine would by itself store fewer
-    extent: dict[str, float] = {"coverage": 1.0, "row_mass": 1.0} if full else {"coverage": setup["coverage"]}
+    extent: dict[str, float] = {"coverage": 1.0, "row_mass": 1.0} if full else {"coverage": float(coverage)}
 
     def span() -> AttributionGraph:
         graph = circuits.trace(model, transcoders, tokens=tokens, max_logits=setup["max_logits"],

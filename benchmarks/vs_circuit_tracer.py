@@ -53,7 +53,7 @@ def main(arguments: list[str] | None = None) -> None:
               work / "prepare.log", options.threads, offline=False)
     except RunFailed as error:
         sys.exit(str(error))
-    setup = json.loads((work / "setup.json").read_text(encoding="utf-8"))
+    setup = json.loads((work / "setup.json").read_text(encoding="utf-8")) | {"coverage": options.coverage}
     report: dict[str, Any] = {
         "benchmark": "side by side with circuit-tracer", **provenance(), "threads": options.threads,
         "model": setup["model_name"], "peer": REQUIREMENTS, "coverage": setup["coverage"],
@@ -81,6 +81,8 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--transcoders", nargs="+", choices=TRANSCODERS, default=["random-plt"])
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS))
     parser.add_argument("--rows", nargs="+", choices=ROWS, default=["float32"], help="arithmetic of our rows")
+    parser.add_argument("--coverage", type=float, default=0.95,
+                        help="share of influence that our certified graphs explore")
     parser.add_argument("--repeats", type=_positive, default=1, help="runs of each side; medians are compared")
     parser.add_argument("--threads", type=_positive, default=os.cpu_count(), help="CPU threads of either side")
     parser.add_argument("--batch-sizes", type=_positive, nargs="+",
@@ -140,7 +142,8 @@ def _execute(run: Run, kind: str, n_tokens: int, options: argparse.Namespace, wo
         warm(source)
     settings, common = work / "setup.json", [options.threads, run.folder]
     if run.batch_size is None:
-        command = [sys.executable, HERE / "circuits_run.py", "trace", settings, kind, n_tokens, run.task, run.rows]
+        command = [sys.executable, HERE / "circuits_run.py", "trace", settings, kind, n_tokens, run.task, run.rows,
+                   options.coverage]
     else:
         prune = int("pruned" in options.tasks)
         command = [peer_python, HERE / "circuit_tracer_run.py", settings, kind, n_tokens, run.batch_size, prune]
