@@ -1,7 +1,8 @@
 """Our side of vs_circuit_tracer.py, in the environment that circuits is installed in.
 
     python circuits_run.py prepare WORK MODEL TRANSCODERS...   writes WORK/setup.json and, once, the transcoders
-    python circuits_run.py trace SETUP.json TRANSCODERS TOKENS TASK ROWS THREADS FOLDER    one run: FOLDER/run.json,
+    python circuits_run.py trace SETUP.json TRANSCODERS TOKENS TASK ROWS COVERAGE THREADS FOLDER
+        one run: FOLDER/run.json,
         the nodes that pruning keeps and, of the task ``full``, the edges
 
 TASK is ``full``: every active feature's row, to the sparse matrix of all edges; or ``pruned``: rows until at most

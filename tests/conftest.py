@@ -1,4 +1,4 @@
-"""Where kernels are tested: on the GPU if there is one, else by Triton's interpreter, chosen before Triton is imported."""
+"""Where kernels are tested: on the GPU if there is one, else by Triton's interpreter, chosen before Triton is there."""
 
 import os
 

@@ -87,7 +87,7 @@ def test_no_sizes(text: str) -> None:
 
 def test_what_a_lack_of_memory_is() -> None:
     assert out_of_memory(MemoryError())
-    assert out_of_memory(RuntimeError("[enforce fail at alloc_cpu.cpp:117] . DefaultCPUAllocator: can't allocate memory"))
+    assert out_of_memory(RuntimeError("[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory"))
     assert out_of_memory(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"))
     assert not out_of_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
     with pytest.raises((RuntimeError, MemoryError)) as caught:
