@@ -15,7 +15,8 @@ by mass alone (70 tokens, 12,455 features: 37% instead of 43% of a full graph's)
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -118,56 +119,82 @@ def expand(local: LocalReplacement, targets: Targets, sweep: Sweep, coverage: fl
     """
     n = len(local.active)
     limit = n if max_features is None else min(n, max_features)
-    store = RowStore()
-    expansion = Expansion(store, np.zeros(n, bool))
-    layers = local.active.layer.cpu().numpy()
-    first = np.searchsorted(layers, np.arange(local.n_layers + 1))
-    done = 0
-
-    def blocks(starts: Starts, nodes: np.ndarray) -> Iterator[RowBlock]:
-        nonlocal done
-        cheap = tail is not None and done > 0 and expansion.unexplored <= TAIL
-        for block in (tail if tail is not None and cheap else sweep).rows(starts):
-            done += len(block.targets)
-            progress("rows", min(done, limit), limit)
-            yield RowBlock(nodes[block.targets], *(getattr(block, name) for name in (
-                "indptr", "indices", "weights", "total", "magnitude", "magnitude_all", "dropped")))
-
-    finals = local.n_sources + np.arange(len(targets.values))
+    search = _Search(local, targets, sweep, tail, limit, progress)
     if coverage == 1 and limit == n:
-        expansion.expanded[:], expansion.unexplored = True, 0.0
-        for layer in range(local.n_layers):
-            nodes = np.arange(first[layer], first[layer + 1])
-            for block in blocks(feature_starts(local, nodes), nodes):
-                store.add(block)
-        for block in blocks(target_starts(local, targets), finals):
-            store.add(block)
-        return expansion
+        search.compute_all()
+    else:
+        search.compute_best(1 - coverage)
+    return search.expansion
 
-    frontier = Frontier(store, local.n_sources, targets.weights.double().cpu().numpy())
-    for block in blocks(target_starts(local, targets), finals):
-        frontier.add(block, local.n_layers)
-    frontier.send(local.n_layers)
-    worth = ((layers + 1.0) * (local.active.position.cpu().numpy() + 1.0)) ** -0.5
-    while True:
-        waiting = np.where(expansion.expanded, 0.0, frontier.arrived[:n])
-        expansion.unexplored = float(waiting.sum()) + frontier.lost
-        room = limit - int(expansion.expanded.sum())
-        if expansion.unexplored <= 1 - coverage or room == 0 or not waiting.any():
-            return expansion
-        threshold = _threshold(waiting, waiting * worth, expansion.unexplored - 1 + coverage,
-                               n if limit == n else max(MOST_AT_LAST, room // ROOM_PER_PASS))
-        for layer in reversed(range(local.n_layers)):
-            here = np.arange(first[layer], first[layer + 1])
-            chosen = here[~expansion.expanded[here] & (frontier.arrived[here] * worth[here] >= threshold)]
+
+class _Search:
+    """The computing of rows, in whichever order."""
+
+    def __init__(self, local: LocalReplacement, targets: Targets, sweep: Sweep, tail: Sweep | None, limit: int,
+                 progress: Report):
+        self.local, self.targets, self.sweep, self.tail = local, targets, sweep, tail
+        self.limit, self.progress, self.done = limit, progress, 0
+        self.expansion = Expansion(RowStore(), np.zeros(len(local.active), bool))
+        layers = local.active.layer.cpu().numpy()
+        first = np.searchsorted(layers, np.arange(local.n_layers + 1))
+        self.of_layer = [np.arange(*ends) for ends in pairwise(first)]
+        self.worth = ((layers + 1.0) * (local.active.position.cpu().numpy() + 1.0)) ** -0.5
+        """(N,) one over the square root of a row's cost."""
+
+    def compute_all(self) -> None:
+        """Every row, exact and in node order: the store then needs no sorting."""
+        self.expansion.expanded[:] = True
+        for nodes in self.of_layer:
+            for block in self._features(nodes):
+                self.expansion.rows.add(block)
+        for block in self._targets():
+            self.expansion.rows.add(block)
+        self.expansion.unexplored = 0.0
+
+    def compute_best(self, allowed: float) -> None:
+        """Passes until ``allowed`` is unexplored, or the limit is reached."""
+        expansion, n = self.expansion, len(self.local.active)
+        weights = self.targets.weights.double().cpu().numpy()
+        frontier = Frontier(expansion.rows, self.local.n_sources, weights)
+        for block in self._targets():
+            frontier.add(block, self.local.n_layers)
+        frontier.send(self.local.n_layers)
+        while True:
+            waiting = np.where(expansion.expanded, 0.0, frontier.arrived[:n])
+            expansion.unexplored = float(waiting.sum()) + frontier.lost
+            room = self.limit - int(expansion.expanded.sum())
+            if expansion.unexplored <= allowed or room == 0 or not waiting.any():
+                return
+            most = n if self.limit == n else max(MOST_AT_LAST, room // ROOM_PER_PASS)
+            self._pass(frontier, _threshold(waiting, waiting * self.worth, expansion.unexplored - allowed, most), room)
+
+    def _pass(self, frontier: Frontier, threshold: float, room: int) -> None:
+        """From the top layer down, rows of at most ``room`` features that rank at ``threshold`` or above."""
+        for layer in reversed(range(self.local.n_layers)):
+            nodes = self.of_layer[layer]
+            rank = frontier.arrived[nodes] * self.worth[nodes]
+            chosen = nodes[~self.expansion.expanded[nodes] & (rank >= threshold)]
             if len(chosen) > room:
-                best = np.argsort(-frontier.arrived[chosen] * worth[chosen], kind="stable")[:room]
-                chosen = np.sort(chosen[best])
+                best = np.argsort(-frontier.arrived[chosen] * self.worth[chosen], kind="stable")
+                chosen = np.sort(chosen[best[:room]])
             room -= len(chosen)
-            expansion.expanded[chosen] = True
-            for block in blocks(feature_starts(local, chosen), chosen):
+            self.expansion.expanded[chosen] = True
+            for block in self._features(chosen):
                 frontier.add(block, layer)
             frontier.send(layer)
+
+    def _features(self, nodes: np.ndarray) -> Iterator[RowBlock]:
+        if len(nodes):
+            cheap = self.tail is not None and self.expansion.unexplored <= TAIL
+            sweep = self.tail if self.tail is not None and cheap else self.sweep
+            for block in sweep.rows(feature_starts(self.local, nodes)):
+                self.done += len(block.targets)
+                self.progress("rows", self.done, self.limit)
+                yield replace(block, targets=nodes[block.targets])
+
+    def _targets(self) -> Iterator[RowBlock]:
+        for block in self.sweep.rows(target_starts(self.local, self.targets)):
+            yield replace(block, targets=self.local.n_sources + block.targets)
 
 
 def _threshold(waiting: np.ndarray, rank: np.ndarray, excess: float, most: int) -> float:

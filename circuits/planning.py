@@ -104,8 +104,6 @@ def plan(size: Size, device: torch.device, itemsize: int = 4, memory: int | None
             + ("give more with --memory, or " if memory is not None else "")
             + "fewer rows with --max-features, a shorter prompt or a device with more memory")
     rows = min(wanted, int(room / (per_row + per_target / size.n_positions)))
-    if targets is not None:
-        rows = max(rows, 1) if rows < targets * size.n_positions else targets * size.n_positions
     rows = max(rows, size.n_positions)
     most = max(1, min(most, int(room / 2 / per_target)))
     return Plan(rows, most, OVERHEAD.get(device.type, 64), row_mass, resident, patterns, int(

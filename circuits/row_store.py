@@ -53,7 +53,7 @@ class RowStore:
         end = self.n_edges + len(block.weights)
         if end > len(self.weights):
             for array in (self.indices, self.weights):
-                array.resize(end + end // 4, refcheck=False)
+                array.resize(end + end // 8, refcheck=False)
         self.indices[self.n_edges:end], self.weights[self.n_edges:end] = block.indices, block.weights
         self.n_edges = end
         self._blocks.append((block.targets, np.diff(block.indptr), block.total, block.magnitude, block.magnitude_all,

@@ -130,22 +130,22 @@ class Sweep:
 
     def _sweep(self, layer: int, position: Tensor, vector: Tensor) -> Tensor:
         """(S, B) float32 edges from every source to each target of one layer; ``position`` (B,) ascending."""
-        n_layers, cone, batch = self.model.n_layers, int(position[-1]) + 1, len(position)
+        cone, batch = int(position[-1]) + 1, len(position)
         batch_state = _State(Factors.start(vector.to(self.dtype), position.to(vector.device)), cone, self)
-        out: dict[torch.device, Tensor] = {}
-        if layer < n_layers:
+        main = self.model.frozen.embeddings.device
+        out = {device: torch.zeros(self.model.n_sources, batch, device=device)
+               for device in {main, *(at.device for at in self.layers[:layer])}}
+        if layer < self.model.n_layers:
             batch_state.cross(self.layers[layer])
         carried = self.carried is not None and layer > 0
         for below in reversed(range(layer)):
             at = self.layers[below]
-            if at.device not in out:
-                out[at.device] = torch.zeros(self.model.n_sources, batch, device=at.device)
             self._contract(below, batch_state.dense(at.device), out[at.device])
             if below or not carried:
                 batch_state.cross(at, with_skip=True)
-        main = self.model.frozen.embeddings.device
-        edges = sum((part.to(main) for part in out.values()), torch.zeros(())) if out else torch.zeros(
-            self.model.n_sources, batch, device=main)
+        edges = out.pop(main)
+        for part in out.values():
+            edges += part.to(main)
         state, first = batch_state.dense(main), self.model.first_embedding
         if carried:
             assert self.carried is not None

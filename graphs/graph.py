@@ -58,7 +58,8 @@ class NodeTable:
     """float32: sum of all edges into the node, those from constants and later pruned ones included; what
     conservation equates with the pre-activation minus the encoder bias. NaN where the row was not computed."""
     input_abs: np.ndarray
-    """float32: sum of |edge| over all inputs except constants, before pruning; normalises the row. NaN likewise."""
+    """float32: sum of |edge| over all inputs except constants, those dropped from a shortened row and later pruned ones
+    included. NaN likewise."""
     residual: np.ndarray
     """float32: |sum of edges - the value it must equal|, relative to that value (or to a tenth of the row's sum of
     |edge|, where the value is smaller); NaN where not computed."""

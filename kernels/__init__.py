@@ -1,4 +1,7 @@
 """Operations on plain tensors, one per file, that neither know models nor graphs.
 
-For operations whose plain PyTorch form is not enough; the sweep (circuits/sweep.py) needs none so far.
+``encode`` (encoder product, threshold and compaction), ``attention`` (transposed frozen attention), ``edges``
+(gradients contracted with gathered decoder vectors) and ``compact`` (dense rows to sparse ones) each hold a PyTorch
+reference, which runs on CPUs, and a Triton kernel; ``choice`` says which of the two runs, ``products`` multiplies into
+given memory.
 """
