@@ -21,13 +21,15 @@ from circuits.gemma3 import DTYPES, Gemma3, check_dtype
 from circuits.graphs.graph import AttributionGraph, Header
 from circuits.graphs.influence import unexplored
 from circuits.kernels.products import fast_16_bit
-from circuits.planning import Plan, Size, plan
+from circuits.planning import LONG, Plan, Size, plan
 from circuits.prompt import check_tokens, prompt_text, token_text, tokenize
 from circuits.replacement import LocalReplacement, build_replacement
 from circuits.sweep import Sweep
 from circuits.targets import Targets, choose_targets
 from circuits.transcoder import Transcoders
 
+LONG_PROMPT_ROWS = 7500
+"""Features' rows of a long prompt, circuit-tracer's default: a row costs much there, and all would take days."""
 CONSERVATION_LIMIT = 1e-3
 """Largest relative residual of a float32 trace; correct ones stay near 1e-6 (METHOD 3)."""
 
@@ -44,7 +46,8 @@ def trace(model: Gemma3, transcoders: Transcoders, prompt: str | None = None, *,
         prompt: text; or ``tokens``: ids with ``<bos>`` first. ``chat`` wraps the text in the chat template.
         coverage: rows are computed best first until at most ``1 - coverage`` of influence is unexplored; 1.0
             computes every active feature's row.
-        max_features: stop after this many features' rows; the graph says which coverage was reached.
+        max_features: stop after this many features' rows; the graph says which coverage was reached. By default
+            LONG_PROMPT_ROWS beyond planning.LONG tokens, where ``coverage`` is below 1; else no limit.
         max_logits, logit_prob: trace the fewest top logits that hold ``logit_prob``, at most ``max_logits``.
         target, versus: instead one token, or the difference of two tokens' logits.
         direction: (D,) instead any direction in the space of the unembedding.
@@ -66,6 +69,8 @@ def trace(model: Gemma3, transcoders: Transcoders, prompt: str | None = None, *,
         raise InputError("give either a prompt or tokens")
     ids = check_tokens(model, tokens) if tokens is not None else tokenize(model, prompt or "", chat)
     local = build_replacement(model, transcoders, ids, progress)
+    if max_features is None and coverage < 1 and local.n_positions > LONG:
+        max_features = LONG_PROMPT_ROWS
     targets = choose_targets(model, local.frozen, max_logits=max_logits, logit_prob=logit_prob, target=target,
                              versus=versus, direction=direction)
     chosen = _plan(local, targets, dtype, batch, max_features, memory, row_mass)

@@ -131,7 +131,7 @@ class Factors:
         """Targets' gradients (B, D) where they enter, at ``position`` (B,) ascending."""
         distinct, count = torch.unique_consecutive(position, return_counts=True)
         weight = vectors.new_zeros(len(distinct), 1, int(distinct[-1]) + 1)
-        weight[torch.arange(len(distinct)), 0, distinct] = 1
+        weight[torch.arange(len(distinct), device=weight.device), 0, distinct] = 1
         return cls(vectors[None], weight, distinct.tolist(), count.cumsum(0).tolist())
 
     def __len__(self) -> int:

@@ -94,6 +94,18 @@ def test_options_reach_the_trace(run, source, tmp_path: Path) -> None:
     assert contrast.header.settings["expanded_features"] == 5
 
 
+def test_how_a_trace_is_computed_does_not_change_it(run, source, tmp_path: Path) -> None:
+    found = []
+    for extra in ([], ["--device-map", "disk"], ["--memory", "20GiB"], ["--batch", 2]):
+        assert run("trace", PROMPT, *source, *extra, "--json", "n.json", "-o", "g.safetensors").status == 0
+        numbers = json.loads((tmp_path / "n.json").read_text())
+        found.append((numbers["nodes"], numbers["edges"], numbers["unexplored"]))
+    assert found[0][1] > 0
+    for nodes, edges, unexplored in found[1:]:
+        assert (nodes, edges) == found[0][:2]
+        assert unexplored == pytest.approx(found[0][2], abs=1e-6)
+
+
 def test_show_and_export(run, source, tmp_path: Path) -> None:
     run("trace", PROMPT, *source, "-o", "g.safetensors")
     shown = run("show", "g.safetensors", "--json", "n.json")
@@ -228,6 +240,10 @@ def test_train_with_bad_input(run, source, tmp_path: Path, arguments: list[str],
     (["trace", PROMPT, "--max-features", "0"], "max_features is 0"),
     (["trace", PROMPT, "--dtype", "int4"], "dtype is 'int4'"),
     (["trace", PROMPT, "--model-dtype", "int4"], "dtype is 'int4'"),
+    (["trace", PROMPT, "--memory", "lots"], "memory is 'lots': expected a size such as 6GiB"),
+    (["trace", PROMPT, "--memory", "1KB"], "give more with --memory"),
+    (["trace", PROMPT, "--row-mass", "2"], "row_mass is 2.0"),
+    (["trace", PROMPT, "--device-map", "balanced"], "device map is 'balanced': expected one of auto, disk"),
     (["trace", "--tokens", "2,x"], "expected numbers with commas"),
     (["trace", "--tokens", "2,99999"], "outside the vocabulary"),
     (["trace", PROMPT, "-o", "g.pdf"], ".pdf"),

@@ -38,7 +38,8 @@ def trace(
     target: Annotated[str | None, typer.Option(help="Explain this token instead of the top logits.")] = None,
     versus: Annotated[str | None, typer.Option(help="With --target: why that token and not this one.")] = None,
     coverage: Annotated[float, typer.Option(help="Share of influence to explore; 1.0 computes every row.")] = 0.95,
-    max_features: Annotated[int | None, typer.Option(help="Stop after this many features' rows.")] = None,
+    max_features: Annotated[int | None, typer.Option(
+        help="Stop after this many features' rows; by default 7,500 beyond 256 tokens, else no limit.")] = None,
     max_logits: Annotated[int, typer.Option(help="At most this many top logits.")] = 10,
     logit_prob: Annotated[float, typer.Option(help="Probability the top logits must hold.")] = 0.95,
     no_prune: Annotated[bool, typer.Option("--no-prune", help="Keep every node and edge.")] = False,
