@@ -241,8 +241,8 @@ def _layer_writes(layer: int, pending: _Pending, frozen: FrozenPass, active: Spa
                           torch.cat([active.value[node], torch.ones_like(error[:, 0])]), torch.cat([node, errors]),
                           n_positions)
     device = frozen.layers[layer].queries.device
-    return Writes(*(tensor.to(device) for tensor in (made.decoders, made.position, made.row, made.value, made.node)),
-                  ends=made.ends)
+    return Writes(made.decoders.to(device), made.position.to(device), made.row.to(device), made.value.to(device),
+                  made.node.to(device), made.ends)
 
 
 def _sorted_writes(decoders: Tensor, position: Tensor, row: Tensor, value: Tensor, node: Tensor,
