@@ -95,8 +95,7 @@ def trace(model: Gemma3, transcoders: Transcoders, prompt: str | None = None, *,
         created=datetime.now(UTC).isoformat(timespec="seconds"), warnings=_warnings(local) + warnings)
     graph = assemble(model, transcoders, local, targets, expansion.rows, expansion.expanded, residuals, header)
     if chosen.row_mass < 1 and expansion.expanded.all():  # what was dropped is then all that is unexplored
-        return replace(graph, header=replace(header, unexplored=unexplored(graph, graph.nodes.input_abs),
-                                             scores=graph.header.scores))
+        return replace(graph, header=replace(graph.header, unexplored=unexplored(graph, graph.nodes.input_abs)))
     return graph
 
 

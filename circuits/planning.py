@@ -23,7 +23,9 @@ TARGETS_AT_ONCE = 512
 OVERHEAD = {"cpu": 200, "cuda": 8192, "mps": 1024}
 """Rows that could be multiplied in the time that a batch's calls take beside their products."""
 KEPT_WHOLE = 2e8
-"""Most possible edges of which all are kept; beyond it rows are cut to ROW_MASS."""
+"""Most possible edges of a long prompt of which all are kept; beyond it rows are cut to ROW_MASS. Up to LONG positions
+all are kept while they take half of the memory at most: there a certificate is to be reached, and what cut rows drop
+at every step could keep it from that."""
 ROW_MASS = 0.98
 PATTERNS = 1 << 29
 """Most bytes for attention patterns of a long prompt on a CPU; for short ones computing them is cheap, on a GPU too."""
@@ -82,7 +84,9 @@ def plan(size: Size, device: torch.device, itemsize: int = 4, memory: int | None
     """
     room = free_memory(device) if memory is None else memory - used_memory(device)
     if row_mass is None:
-        row_mass = 1.0 if size.n_rows * size.n_sources / 2 <= KEPT_WHOLE else ROW_MASS
+        whole = size.n_rows * size.n_sources / 2 <= KEPT_WHOLE or (
+            size.n_positions <= LONG and _store_bytes(size, 1.0) <= 0.5 * room)
+        row_mass = 1.0 if whole else ROW_MASS
     weights = itemsize * size.n_layers * size.d_model * (
         size.head_dim * (size.n_heads + size.n_kv_heads) + (size.d_model if size.has_skip else 0))
     store = 0 if device.type != "cpu" else _store_bytes(size, row_mass)

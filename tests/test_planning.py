@@ -56,6 +56,13 @@ def test_many_edges_are_cut() -> None:
     assert plan(long, CPU, memory=20 * GIB, row_mass=1.0).row_mass == 1
 
 
+def test_a_certificate_is_not_lost_to_cut_rows() -> None:
+    """140 tokens: more possible edges than a long prompt keeps, but they fit."""
+    middle = size(n_positions=140, n_sources=28_000, n_rows=25_000)
+    assert plan(middle, CPU, memory=20 * GIB).row_mass == 1
+    assert plan(middle, CPU, memory=4 * GIB).row_mass == planning.ROW_MASS
+
+
 def test_targets_at_once_are_a_limit() -> None:
     assert plan(size(n_positions=9), CPU, memory=20 * GIB, targets=3).targets_at_once == 3
 
