@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from google_size_shards import Scales, Shape, scales, write_config, write_shard
-from measured_run import write_json
+from measured_run import conclude, write_json
 from processes import RunFailed, measured
 from provenance import provenance
 
@@ -50,12 +50,7 @@ def main(arguments: list[str] | None = None) -> None:
                        options.threads, Path(options.work or f"{options.folder}-runs"), options.resume)
     except (CannotWrite, RunFailed) as error:
         sys.exit(str(error))
-    if options.json:
-        write_json(Path(options.json), report)
-    for line in lines(report):
-        print(line)
-    if "failure" in report:
-        sys.exit(1)
+    conclude(report, lines(report), "failure" in report, options.json)
 
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:

@@ -19,7 +19,7 @@ from typing import Any
 
 import google_size
 import numpy as np
-from measured_run import write_json
+from measured_run import conclude
 from processes import RunFailed, measured
 from provenance import provenance
 
@@ -51,12 +51,7 @@ def main(arguments: list[str] | None = None) -> None:
         report = run(options.work, options.device, options.rows, tuple(lengths), options.quick, options.resume)
     except (RunFailed, google_size.CannotWrite) as error:
         sys.exit(str(error))
-    if options.json:
-        write_json(Path(options.json), report)
-    for line in lines(report):
-        print(line)
-    if any("failure" in entry for entry in report["traces"]):
-        sys.exit(1)
+    conclude(report, lines(report), any("failure" in entry for entry in report["traces"]), options.json)
 
 
 def run(work: Path, device: str, rows: str, lengths: tuple[int, ...], quick: bool, resume: bool) -> dict[str, Any]:

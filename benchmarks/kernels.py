@@ -15,16 +15,14 @@ from __future__ import annotations
 import argparse
 import os
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
 from kernel_cases import CASES, FLOAT32_CASES, Case, Sizes
-from measured_run import write_json
+from measured_run import conclude
 from provenance import provenance
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -50,12 +48,7 @@ def main(arguments: list[str] | None = None) -> None:
     dtypes = options.dtypes or (list(DTYPES) if device.type == "cuda" else ["float32"])
     report = run(device, dtypes, QUICK if options.quick else FULL, 1 if options.quick else options.repeats,
                  options.seed, MATRIX // 16 if options.quick else MATRIX, COPY_BYTES >> (8 if options.quick else 0))
-    if options.json:
-        write_json(Path(options.json), report)
-    for line in lines(report):
-        print(line)
-    if any("failure" in entry for entry in report["kernels"]):
-        sys.exit(1)
+    conclude(report, lines(report), any("failure" in entry for entry in report["kernels"]), options.json)
 
 
 def run(device: torch.device, dtypes: list[str], sizes: Sizes, repeats: int, seed: int, matrix: int,

@@ -6,7 +6,7 @@ import json
 import resource
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -38,3 +38,13 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
     scratch = path.with_name(f".{path.name}.partial")
     scratch.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     scratch.replace(path)
+
+
+def conclude(report: dict[str, Any], lines: Iterable[str], failed: bool, json_file: str | None) -> None:
+    """End a program: write ``report`` to ``json_file`` if one is named, print ``lines``, exit with 1 if it failed."""
+    if json_file:
+        write_json(Path(json_file), report)
+    for line in lines:
+        print(line)
+    if failed:
+        sys.exit(1)

@@ -12,13 +12,11 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import sys
 import time
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-from measured_run import write_json
+from measured_run import conclude
 from provenance import provenance
 
 from circuits.graphs import AttributionGraph, Header, NodeTable
@@ -39,11 +37,7 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     graph = full_graph(options.features, options.layers, options.positions, options.seed)
     report = run(graph, options.repeats)
-    if options.json:
-        write_json(Path(options.json), report)
-    print(line(report))
-    if "failure" in report:
-        sys.exit(1)
+    conclude(report, [line(report)], "failure" in report, options.json)
 
 
 def full_graph(n_features: int, n_layers: int, n_pos: int, seed: int) -> AttributionGraph:

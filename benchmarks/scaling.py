@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 from comparison import spread
-from measured_run import write_json
+from measured_run import conclude
 from processes import RunFailed, measured
 from provenance import provenance
 
@@ -42,12 +42,7 @@ def main(arguments: list[str] | None = None) -> None:
                      options.threads, options.repeats, Path(options.work), options.resume)
     except RunFailed as error:
         sys.exit(str(error))
-    if options.json:
-        write_json(Path(options.json), report)
-    for line in lines(report):
-        print(line)
-    if "failure" in report:
-        sys.exit(1)
+    conclude(report, lines(report), "failure" in report, options.json)
 
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
