@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: demo test check-real bench lint clean
+.PHONY: demo test check-real bench screenshots lint clean
 
 demo: $(STAMP)
 	$(BIN)/circuits trace "Fact: Michael Jordan plays the sport of" -o jordan.html
@@ -17,6 +17,10 @@ check-real: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python benchmarks/bench.py --work build/bench --resume
+
+# The README's pictures, from a trace made now; needs chromium.
+screenshots: $(STAMP)
+	$(BIN)/python notebooks/screenshots.py
 
 # The type checker sees the folder mapping only in an installed wheel.
 lint: $(STAMP)

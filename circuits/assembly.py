@@ -8,6 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from circuits.errors import CircuitsError
+from circuits.features.cards import TranscoderCards
 from circuits.features.known import Labels, feature_name
 from circuits.gemma3 import Gemma3
 from circuits.graphs.graph import AttributionGraph, Header, NodeTable
@@ -29,7 +30,8 @@ def assemble(model: Gemma3, transcoders: Transcoders, local: LocalReplacement, t
         residuals: (S + K,) conservation residual of every computed row.
     """
     n_nodes = local.n_sources + len(targets.values)
-    nodes = _node_table(model, transcoders, local, targets, header, n_nodes)
+    labels = _open_labels(model, transcoders, header.warnings)
+    nodes = _node_table(labels, local, targets, header, n_nodes)
     nodes.expanded[:len(local.active)] = expanded
     nodes.expanded[local.n_sources:] = True
     nodes.residual[:] = residuals
@@ -42,19 +44,20 @@ def assemble(model: Gemma3, transcoders: Transcoders, local: LocalReplacement, t
     graph = AttributionGraph(
         nodes=nodes, indptr=indptr, indices=indices, weights=weights,
         target_nodes=(local.n_sources + np.arange(len(targets.values))).astype(np.int32),
-        target_weights=targets.weights.float().cpu().numpy(), header=header)
+        target_weights=targets.weights.float().cpu().numpy(), header=header,
+        cards=TranscoderCards(model, transcoders, labels.data))
     return annotate(graph)
 
 
-def _node_table(model: Gemma3, transcoders: Transcoders, local: LocalReplacement, targets: Targets, header: Header,
-                n_nodes: int) -> NodeTable:
+def _node_table(labels: Labels, local: LocalReplacement, targets: Targets, header: Header, n_nodes: int) -> NodeTable:
     active, masked, texts = local.active, local.masked, header.token_texts
     positions, layers = np.arange(local.n_positions), np.arange(local.n_layers)
     table = NodeTable.build(n_nodes, kind="feature")
     part = slice(0, len(active))
     for name in ("layer", "position", "feature", "value"):
         table[name][part] = getattr(active, name).cpu().numpy()
-    table.label[part] = _feature_labels(model, transcoders, local, header.warnings)
+    table.label[part] = _feature_labels(labels, local, header.warnings)
+    table.threshold[part] = _thresholds(labels.transcoders, local)
     part = slice(part.stop, local.first_embedding)
     unmasked = positions[masked:]
     table.kind[part] = "error"
@@ -76,17 +79,37 @@ def _node_table(model: Gemma3, transcoders: Transcoders, local: LocalReplacement
     return table
 
 
-def _feature_labels(model: Gemma3, transcoders: Transcoders, local: LocalReplacement, warnings: list[str]) -> list[str]:
-    """(N,) number and label of each active feature. Labels that cannot be read cost a warning, not the graph."""
+def _open_labels(model: Gemma3, transcoders: Transcoders, warnings: list[str]) -> Labels:
+    """Labels that cannot be read cost a warning, not the graph."""
     try:
-        labels = Labels.open(transcoders, text=lambda token: token_text(model, token))
+        return Labels.open(transcoders, text=lambda token: token_text(model, token))
     except CircuitsError as error:
         warnings.append(f"features have no labels: {error}")
-        labels = Labels(transcoders)
+        return Labels(transcoders)
+
+
+def _feature_labels(labels: Labels, local: LocalReplacement, warnings: list[str]) -> list[str]:
+    """(N,) number and label of each active feature. A layer whose labels cannot be read costs a warning, too."""
     named: list[str] = []
     for layer in range(local.n_layers):
         features = local.active.feature[local.active.layer == layer].tolist()
         distinct = sorted(set(features))
-        known = dict(zip(distinct, labels.of(layer, distinct), strict=True))
+        try:
+            found = labels.of(layer, distinct)
+        except CircuitsError as error:
+            warnings.append(f"features of layer {layer} have no labels: {error}")
+            found = [""] * len(distinct)
+        known = dict(zip(distinct, found, strict=True))
         named += [feature_name(layer, feature, known[feature]) for feature in features]
     return named
+
+
+def _thresholds(transcoders: Transcoders, local: LocalReplacement) -> np.ndarray:
+    """(N,) pre-activation at or below which each active feature is silent: 0 for ReLU, NaN for TopK."""
+    found = []
+    for layer in range(local.n_layers):
+        features = local.active.feature[local.active.layer == layer].cpu()
+        threshold, depends = transcoders.threshold(layer), transcoders.top_k(layer) is not None
+        found.append(threshold.cpu()[features].numpy() if threshold is not None and not depends
+                     else np.full(len(features), np.nan if depends else 0.0, np.float32))
+    return np.concatenate(found)

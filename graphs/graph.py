@@ -6,14 +6,16 @@ Shapes: N nodes, E edges, K logit targets.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from circuits.errors import InputError
+from circuits.graphs.activations import Activations, activations_of_nodes
+from circuits.graphs.cards import CardSource, FeatureCards, graph_cards
+from circuits.graphs.nodes import NodeTable
 
 if TYPE_CHECKING:
     import networkx
@@ -25,82 +27,6 @@ KINDS = ("feature", "error", "embedding", "logit", "constant")
 FORMAT_VERSION = 1
 BLOCK_EDGES = 1 << 18
 """Edges that a pass over a graph works on at once: its temporary arrays stay in cache, and calls stay few."""
-COLUMN_DTYPES: dict[str, Any] = {
-    "kind": "<U9", "layer": np.int32, "position": np.int32, "feature": np.int32, "token": np.int32,
-    "value": np.float32, "influence": np.float32, "label": object, "expanded": np.bool_, "input_sum": np.float32,
-    "input_abs": np.float32, "residual": np.float32}
-"""Of the node table, in order."""
-
-
-@dataclass(frozen=True, eq=False)
-class NodeTable:
-    """Columns of equal length N, one entry per node. ``table["value"]`` and ``table.value`` are the same."""
-
-    kind: np.ndarray
-    """str: feature, error, embedding, logit or constant."""
-    layer: np.ndarray
-    """int32: layer of a feature, error or constant; -1 for embeddings, n_layers for logits."""
-    position: np.ndarray
-    """int32: token position; -1 for a constant that is the same at every position (decoder biases)."""
-    feature: np.ndarray
-    """int32: index within the layer's dictionary; -1 for other kinds."""
-    token: np.ndarray
-    """int32: vocabulary id of an embedding or logit; -1 for other kinds and for directions."""
-    value: np.ndarray
-    """float32: activation of a feature, value of a logit target (logit minus the vocabulary's mean); 0 for others."""
-    influence: np.ndarray
-    """float32: influence on the targets (METHOD 5), of the graph before pruning."""
-    label: np.ndarray
-    """object (str): what the node is, in words."""
-    expanded: np.ndarray
-    """bool: the node's row of inputs was computed (always for logits, never for sources without inputs)."""
-    input_sum: np.ndarray
-    """float32: sum of all edges into the node, those from constants and later pruned ones included; what
-    conservation equates with the pre-activation minus the encoder bias. NaN where the row was not computed."""
-    input_abs: np.ndarray
-    """float32: sum of |edge| over all inputs except constants, those dropped from a shortened row and later pruned ones
-    included. NaN likewise."""
-    residual: np.ndarray
-    """float32: |sum of edges - the value it must equal|, relative to that value (or to a tenth of the row's sum of
-    |edge|, where the value is smaller); NaN where not computed."""
-
-    def __post_init__(self) -> None:
-        sizes = {name: len(self[name]) for name in self.columns}
-        if len(set(sizes.values())) != 1:
-            raise InputError(f"node columns must have one length, got {sizes}")
-
-    @property
-    def columns(self) -> tuple[str, ...]:
-        return tuple(f.name for f in fields(self))
-
-    def __len__(self) -> int:
-        return len(self.kind)
-
-    def __getitem__(self, column: str) -> np.ndarray:
-        if column not in self.__dataclass_fields__:
-            raise KeyError(f"no column {column!r}; columns are {', '.join(self.columns)}")
-        return getattr(self, column)
-
-    def rows(self) -> Iterator[dict[str, Any]]:
-        """One dict per node."""
-        for i in range(len(self)):
-            yield {name: self[name][i] for name in self.columns}
-
-    def take(self, index: np.ndarray) -> NodeTable:
-        """The table of the nodes at ``index`` (integers or a mask)."""
-        return NodeTable(**{name: self[name][index] for name in self.columns})
-
-    @classmethod
-    def build(cls, n: int, **columns: Any) -> NodeTable:
-        """A table of ``n`` nodes from some columns; the others take the value that means "does not apply"."""
-        blank: dict[str, Any] = {"value": 0.0, "influence": 0.0, "label": "", "expanded": False}
-        made = {}
-        for name, dtype in COLUMN_DTYPES.items():
-            absent = blank.get(name, np.nan if dtype is np.float32 else -1)
-            made[name] = np.array(np.broadcast_to(np.asarray(columns.pop(name, absent), dtype=dtype), n))
-        if columns:
-            raise InputError(f"no column {min(columns)!r}; columns are {', '.join(COLUMN_DTYPES)}")
-        return cls(**made)
 
 
 @dataclass(frozen=True)
@@ -152,6 +78,11 @@ class AttributionGraph:
     target_weights: np.ndarray
     """(K,) float32 share of each in influence: probabilities of logits; 1 for a contrast or a direction."""
     header: Header
+    activations: Activations | None = None
+    """Where on the prompt the graph's features fired, pruned nodes included; None: the feature nodes are all there is.
+    :meth:`prompt_activations` gives the table in either case."""
+    cards: FeatureCards | CardSource | None = None
+    """What is known of the features, or what can make it when asked; None: nothing. :meth:`feature_cards` asks."""
 
     def __len__(self) -> int:
         return len(self.nodes)
@@ -188,6 +119,19 @@ class AttributionGraph:
 
         return node_ids(self)
 
+    def prompt_activations(self) -> Activations:
+        """Every place on the prompt where a feature of this graph fired."""
+        return activations_of_nodes(self.nodes) if self.activations is None else self.activations
+
+    def feature_cards(self) -> FeatureCards | None:
+        """What is known of this graph's features, at most cards.MAX_CARDS of them: those of largest influence. None
+        where the graph carries no cards. A tracer's cards are made at the first call, which may take seconds."""
+        return self._feature_cards
+
+    @cached_property
+    def _feature_cards(self) -> FeatureCards | None:
+        return graph_cards(self)
+
     def row_blocks(self, rows: np.ndarray) -> list[np.ndarray]:
         """``rows`` (ascending integers) cut into runs of about ``BLOCK_EDGES`` edges, or of twice as many edges as
         there are nodes where that is more: then a vector over all nodes costs a block no more than its edges do."""
@@ -219,7 +163,8 @@ class AttributionGraph:
 
     def subgraph(self, keep: np.ndarray, keep_edges: np.ndarray | None = None) -> AttributionGraph:
         """The graph of the nodes in the mask ``keep`` (N,) and, of the edges between them, those in the mask
-        ``keep_edges`` (E,). Pins and supernodes lose the nodes that are gone."""
+        ``keep_edges`` (E,). Pins and supernodes lose the nodes that are gone; ``activations`` keep every place where a
+        feature that is left fired."""
         keep = np.asarray(keep, dtype=bool)
         keep_edges = None if keep_edges is None else np.asarray(keep_edges, dtype=bool)
         new = np.cumsum(keep, dtype=np.int32) - np.int32(1)
@@ -237,11 +182,13 @@ class AttributionGraph:
             groups = [[label, *(i for i in ids if i in present)] for label, *ids in header.supernodes]
             header = replace(header, pinned=[i for i in header.pinned if i in present],
                              supernodes=[group for group in groups if len(group) > 1])
+        nodes = self.nodes.take(keep)
         return replace(
-            self, nodes=self.nodes.take(keep), indptr=np.concatenate([[0], np.cumsum(np.concatenate(lengths))]),
+            self, nodes=nodes, indptr=np.concatenate([[0], np.cumsum(np.concatenate(lengths))]),
             indices=np.concatenate(indices), weights=np.concatenate(weights),
             target_nodes=new[self.target_nodes[kept_targets]],
-            target_weights=self.target_weights[kept_targets], header=header)
+            target_weights=self.target_weights[kept_targets], header=header,
+            activations=self.prompt_activations().left(nodes))
 
     def prune(self, node_threshold: float = 0.8, edge_threshold: float = 0.98) -> AttributionGraph:
         """The part that carries the given shares of influence; see :func:`graphs.prune.prune`."""
@@ -279,8 +226,8 @@ class AttributionGraph:
 
         write(self, path, slug)
 
-    def to_html(self, path: str | Path) -> None:
+    def to_html(self, path: str | Path, thresholds: tuple[float, float] | None = None) -> None:
         """Write one self-contained page; see :func:`graphs.page.write`."""
         from circuits.graphs.page import write
 
-        write(self, path)
+        write(self, path, thresholds)

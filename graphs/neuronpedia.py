@@ -1,8 +1,8 @@
 """Attribution-graph JSON in Neuronpedia's schema (apps/webapp/app/api/graph/graph-schema.json): ids and writing.
 
-What the schema has no place for (signed influence, sums of inputs, constants' positions, the whole header) goes under
-``metadata.gemma_circuits``, keyed by node id, so that :func:`read` gives back the graph that was written. Other
-readers ignore it.
+What the schema has no place for (signed influence, sums of inputs, constants' positions, places where features fired
+whose nodes were pruned, the whole header) goes under ``metadata.gemma_circuits``, nodes by id, so that :func:`read`
+gives back the graph that was written, less its feature cards. Other readers ignore it.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from typing import Any, TextIO
 import numpy as np
 
 from circuits.errors import InputError
+from circuits.graphs.activations import ACTIVATION_DTYPES
 from circuits.graphs.graph import AttributionGraph, Header
 from circuits.graphs.neuronpedia_read import EXTRA, FEATURE_TYPES, read
 from circuits.graphs.store import check, replacing, to_json
@@ -117,7 +118,8 @@ def _metadata(graph: AttributionGraph, ids: list[str], slug: str) -> dict[str, A
         "pruning_settings": thresholds,
         EXTRA: {"version": EXTRA_VERSION, "header": _finite(asdict(header)), "nodes": _extra(graph, ids),
                 "targets": [[ids[node], _number(weight)]
-                            for node, weight in zip(graph.target_nodes, graph.target_weights, strict=True)]}}
+                            for node, weight in zip(graph.target_nodes, graph.target_weights, strict=True)]}
+        | _activations(graph)}
 
 
 def _info(header: Header) -> dict[str, Any]:
@@ -182,11 +184,19 @@ def _cumulative(graph: AttributionGraph) -> np.ndarray:
 
 
 def _extra(graph: AttributionGraph, ids: list[str]) -> dict[str, list[Any]]:
-    """Per node: layer, position, value, influence, expanded, input_sum, input_abs, residual, label."""
+    """Per node: layer, position, value, influence, expanded, input_sum, input_abs, residual, label, threshold."""
     return {node_id: [int(row["layer"]), int(row["position"]), _number(row["value"]), _number(row["influence"]),
                       bool(row["expanded"]), _number(row["input_sum"]), _number(row["input_abs"]),
-                      _number(row["residual"]), str(row["label"])]
+                      _number(row["residual"]), str(row["label"]), _number(row["threshold"])]
             for node_id, row in zip(ids, graph.nodes.rows(), strict=True)}
+
+
+def _activations(graph: AttributionGraph) -> dict[str, dict[str, list[Any]]]:
+    """Columns, where the nodes do not say it all."""
+    if graph.activations is None:
+        return {}
+    return {"activations": {name: [_number(value) for value in column] if name == "value" else column.tolist()
+                            for name in ACTIVATION_DTYPES for column in [getattr(graph.activations, name)]}}
 
 
 def _write_links(graph: AttributionGraph, ids: list[str], file: TextIO) -> None:

@@ -17,6 +17,7 @@ import numpy as np
 from pydantic import BaseModel, BeforeValidator, Field, FiniteFloat, ValidationError
 
 from circuits.errors import FormatError, InputError
+from circuits.graphs.activations import ACTIVATION_DTYPES, Activations
 from circuits.graphs.graph import AttributionGraph, Header, NodeTable
 from circuits.graphs.influence import influence
 from circuits.graphs.neuronpedia_links import csr_edges
@@ -25,7 +26,9 @@ from circuits.graphs.store import check, parse_header
 EXTRA = "gemma_circuits"
 FEATURE_TYPES = {"feature": "cross layer transcoder", "error": "mlp reconstruction error", "embedding": "embedding",
                  "logit": "logit", "constant": "bias"}
-_EXTRA_COLUMNS = ("layer", "position", "value", "influence", "expanded", "input_sum", "input_abs", "residual", "label")
+_EXTRA_COLUMNS = ("layer", "position", "value", "influence", "expanded", "input_sum", "input_abs", "residual", "label",
+                  "threshold")
+"""Older files end before some of the last ones."""
 _ID = re.compile(r"(E|\d+)_(\d+)_(\d+)")
 
 
@@ -208,12 +211,22 @@ def _own(path: str | Path, graph: AttributionGraph, document: _Document, extra: 
                 columns[name][i] = np.nan if value is None else value
             if label is not None and node.clerp == clerp(graph.nodes.kind[i], label, node.token_prob or 0.0):
                 columns["label"][i] = label
-        return replace(graph, nodes=replace(graph.nodes, **columns), header=header,
+        nodes = replace(graph.nodes, **columns)
+        return replace(graph, nodes=nodes, header=header,
                        target_nodes=np.array([node for node, _ in targets], np.int32),
-                       target_weights=np.array([weight for _, weight in targets], np.float32))
+                       target_weights=np.array([weight for _, weight in targets], np.float32),
+                       activations=_activations(extra.get("activations"), nodes))
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise FormatError(f"{path}: metadata.{EXTRA} is damaged ({type(error).__name__}: {error}); remove it to read "
                           "the rest") from error
+
+
+def _activations(found: dict[str, list[Any]] | None, nodes: NodeTable) -> Activations | None:
+    """Of the features that still have a node: other programs may have taken some out."""
+    if found is None:
+        return None
+    table = Activations(**{name: np.array(found[name], dtype) for name, dtype in ACTIVATION_DTYPES.items()})
+    return table.left(nodes)
 
 
 def _with_pins(graph: AttributionGraph, document: _Document) -> AttributionGraph:

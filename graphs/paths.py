@@ -1,7 +1,10 @@
 """The strongest paths from the prompt's tokens to a target.
 
 A path's share is the product of its edges' shares of their targets' inputs (METHOD 5); the shares of all paths that
-end at tokens, errors or unexpanded features add up to 1.
+end at tokens, errors or unexpanded features add up to 1. In a pruned graph that is 1 of what was kept: with
+``row_sums`` (:func:`whole_rows`) shares are of the whole inputs, and what pruning took is missing from the sum.
+
+Shapes: N nodes.
 """
 
 from __future__ import annotations
@@ -72,7 +75,8 @@ class _Inputs(NamedTuple):
     """share times the best share with which any path reaches that source."""
 
 
-def top_paths(graph: AttributionGraph, target: int | None = None, count: int = 10, *, errors: bool = False) -> TopPaths:
+def top_paths(graph: AttributionGraph, target: int | None = None, count: int = 10, *, errors: bool = False,
+              row_sums: np.ndarray | None = None) -> TopPaths:
     """The ``count`` paths with the largest shares, exactly, from tokens to ``target``.
 
     Best-first search whose bound is exact: one sweep up the graph gives every node's best share from any source, so
@@ -81,25 +85,58 @@ def top_paths(graph: AttributionGraph, target: int | None = None, count: int = 1
     Args:
         target: a node index; by default the target with the largest weight.
         errors: let paths start at error nodes too.
+        row_sums: (N,) what shares are shares of, such as ``graph.nodes.input_abs``, the inputs before pruning; used
+            as :func:`whole_rows` says. By default the sums of the edges that are present.
 
     Raises:
-        InputError: ``count`` below 1, no such node, or a graph without targets.
+        InputError: ``count`` below 1, no such node, a graph without targets, or ``row_sums`` of another length.
     """
-    target = _target(graph, target)
-    if count < 1:
-        raise InputError(f"count is {count}: expected 1 or more paths")
+    target = target_node(graph, target)
     ends = graph.nodes.kind == "embedding"
     if errors:
         ends |= graph.nodes.kind == "error"
-    best, scale = _best_shares(graph, ends)
+    return paths_from(graph, ends, target, count, None if row_sums is None else whole_rows(graph, row_sums))
+
+
+def paths_from(graph: AttributionGraph, ends: np.ndarray, target: int, count: int, row_sums: np.ndarray | None
+               ) -> TopPaths:
+    """:func:`top_paths` from the nodes in the mask ``ends`` (N,); ``row_sums`` (N,) as they divide the rows.
+
+    Raises:
+        InputError: ``count`` below 1; or a row with edges has no row sum.
+    """
+    if count < 1:
+        raise InputError(f"count is {count}: expected 1 or more paths")
+    best, scale = _best_shares(graph, ends, row_sums)
     paths = list(_search(graph, target, count, ends, best, scale))
-    start = np.zeros(len(graph))
-    start[target] = 1.0
-    total = float(flow(rows_by_level(graph), start)[ends].sum())
+    total = float(flow(rows_by_level(graph, row_sums), _only(graph, target))[ends].sum())
     return TopPaths(target, paths, float(sum(path.share for path in paths)), total)
 
 
-def _target(graph: AttributionGraph, target: int | None) -> int:
+def whole_rows(graph: AttributionGraph, row_sums: np.ndarray | None = None) -> np.ndarray:
+    """(N,) float64 sums of |edge| that rows had before pruning, for shares that are honest about it.
+
+    ``row_sums`` (N,), by default ``nodes.input_abs``, where that is a finite number and not below the sum of the edges
+    that are present, which rounding or a foreign file can make it; elsewhere that sum.
+
+    Raises:
+        InputError: ``row_sums`` of another length.
+    """
+    known = graph.nodes.input_abs if row_sums is None else np.asarray(row_sums)
+    if known.shape != (len(graph),):
+        raise InputError(f"row_sums has shape {known.shape}: expected one number for each of {len(graph)} nodes")
+    sums = np.zeros(len(graph))
+    for nodes, _, scale in rows_by_level(graph):
+        sums[nodes] = np.divide(1.0, scale, out=np.zeros(len(nodes)), where=scale > 0)
+    return np.fmax(sums, np.where(np.isfinite(known), known, 0.0))
+
+
+def target_node(graph: AttributionGraph, target: int | None) -> int:
+    """``target``, or the target with the largest weight.
+
+    Raises:
+        InputError: no such node, or a graph without targets.
+    """
     if target is None:
         if not len(graph.target_nodes):
             raise InputError("the graph has no targets: name the node that the paths should lead to")
@@ -109,11 +146,19 @@ def _target(graph: AttributionGraph, target: int | None) -> int:
     return int(target)
 
 
-def _best_shares(graph: AttributionGraph, ends: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(N,) largest share with which one path from an end reaches each node, and (N,) one over each row's sum."""
+def _only(graph: AttributionGraph, node: int) -> np.ndarray:
+    """(N,) 1 at one node, 0 elsewhere."""
+    start = np.zeros(len(graph))
+    start[node] = 1.0
+    return start
+
+
+def _best_shares(graph: AttributionGraph, ends: np.ndarray, row_sums: np.ndarray | None
+                 ) -> tuple[np.ndarray, np.ndarray]:
+    """(N,) largest share with which one path from an end reaches each node, and (N,) one over what divides each row."""
     best = ends.astype(np.float64)
     scales = np.zeros(len(graph))
-    for nodes, sizes, scale in rows_by_level(graph, upwards=True):
+    for nodes, sizes, scale in rows_by_level(graph, row_sums, upwards=True):
         best[nodes] = np.maximum.reduceat(sizes.data * best[sizes.indices], sizes.indptr[:-1]) * scale
         scales[nodes] = scale
     return best, scales

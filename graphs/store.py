@@ -2,7 +2,8 @@
 
 Metadata: ``format`` = FORMAT_NAME, ``format_version``, ``header`` (the fields of :class:`Header`). Tensors: one per
 node column under ``nodes.``, with ``nodes.kind`` as an index into KINDS (uint8) and ``nodes.label`` as a JSON list of
-strings in UTF-8 bytes (uint8); ``indptr``, ``indices``, ``weights``, ``target_nodes``, ``target_weights``.
+strings in UTF-8 bytes (uint8); ``indptr``, ``indices``, ``weights``, ``target_nodes``, ``target_weights``. Optional:
+``nodes.threshold`` and the tables of :mod:`graphs.store_optional`.
 """
 
 from __future__ import annotations
@@ -22,18 +23,22 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from circuits.errors import FormatError, InputError
-from circuits.graphs.graph import COLUMN_DTYPES, FORMAT_VERSION, KINDS, AttributionGraph, Header, NodeTable
+from circuits.graphs.graph import FORMAT_VERSION, KINDS, AttributionGraph, Header
+from circuits.graphs.nodes import COLUMN_DTYPES, NodeTable
+from circuits.graphs.store_optional import optional_dtypes, optional_tables, optional_tensors
 
 FORMAT_NAME = "circuits.attribution_graph"
 
 _COLUMNS = COLUMN_DTYPES | {"kind": np.uint8, "label": np.uint8}
+_LATER = {"nodes.threshold"}
+"""Not in older files."""
 _ARRAYS: dict[str, Any] = {
     "indptr": np.int64, "indices": np.int32, "weights": np.float32, "target_nodes": np.int32,
     "target_weights": np.float32}
 
 
 def save(graph: AttributionGraph, path: str | Path) -> None:
-    """Write ``graph``; :func:`load` gives back exactly the same arrays and header.
+    """Write ``graph``; :func:`load` gives back exactly the same arrays and header, and the cards of its features.
 
     Raises:
         InputError: ``path`` cannot be written, the arrays do not describe a graph (:func:`check`), or the header
@@ -46,9 +51,9 @@ def save(graph: AttributionGraph, path: str | Path) -> None:
     tensors = {f"nodes.{name}": np.ascontiguousarray(graph.nodes[name], dtype)
                for name, dtype in _COLUMNS.items() if name not in ("kind", "label")}
     tensors["nodes.kind"] = np.array([KINDS.index(kind) for kind in graph.nodes.kind], np.uint8)
-    labels = to_json([str(label) for label in graph.nodes.label]).encode()
-    tensors["nodes.label"] = np.frombuffer(labels, np.uint8)
+    tensors["nodes.label"] = _string_bytes([str(label) for label in graph.nodes.label])
     tensors |= {name: np.ascontiguousarray(getattr(graph, name), dtype) for name, dtype in _ARRAYS.items()}
+    tensors |= optional_tensors(graph.activations, graph.feature_cards(), _string_bytes)
     metadata = {"format": FORMAT_NAME, "format_version": str(FORMAT_VERSION), "header": to_json(asdict(graph.header))}
     with replacing(path) as temporary:
         try:
@@ -66,20 +71,25 @@ def load(path: str | Path) -> AttributionGraph:
     """
     try:
         with safe_open(path, framework="numpy") as file:
-            header = _header(path, file.metadata() or {})
-            missing = sorted({*_ARRAYS, *(f"nodes.{name}" for name in _COLUMNS)} - set(file.keys()))
+            header = file_header(path, file.metadata() or {})
+            names = set(file.keys())
+            wanted = _ARRAYS | {f"nodes.{name}": dtype for name, dtype in _COLUMNS.items()} | optional_dtypes(names)
+            missing = sorted(set(wanted) - names - _LATER)
             if missing:
                 raise FormatError(f"{path} lacks the tensor {missing[0]}: the file is damaged, save the graph again")
-            arrays = {name: _tensor(path, file, name, dtype) for name, dtype in _ARRAYS.items()}
-            columns = {name: _tensor(path, file, f"nodes.{name}", dtype) for name, dtype in _COLUMNS.items()}
+            tensors = {name: _tensor(path, file, name, dtype) for name, dtype in wanted.items() if name in names}
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror or error}") from error
     except SafetensorError as error:
         raise FormatError(f"{path} is not a whole safetensors file ({error}): it was cut short or is another kind of "
                           "file") from error
+    columns = {name: tensors[f"nodes.{name}"] for name in _COLUMNS if f"nodes.{name}" in tensors}
     columns["kind"], columns["label"] = _kinds(path, columns["kind"]), _labels(path, columns["label"])
+    columns.setdefault("threshold", np.full(len(columns["kind"]), np.nan, np.float32))
+    parts: dict[str, Any] = {name: tensors[name] for name in _ARRAYS}
     try:
-        graph = AttributionGraph(NodeTable(**columns), header=header, **arrays)
+        parts |= optional_tables(tensors, lambda name, raw: _strings(path, name, raw))
+        graph = AttributionGraph(NodeTable(**columns), header=header, **parts)
         check(graph)
     except InputError as error:
         raise FormatError(f"{path} contradicts itself: {error}") from error
@@ -115,6 +125,8 @@ def check(graph: AttributionGraph) -> None:
     _require(_within(nodes.position, -1, len(header.tokens) - 1),
              f"node positions must lie in -1..{len(header.tokens) - 1}, the tokens of the prompt")
     _require(_within(nodes.layer, -1, header.n_layers), f"node layers must lie in -1..{header.n_layers}")
+    _require(graph.activations is None or _within(graph.activations.position, 0, len(header.tokens) - 1),
+             f"positions of activations must lie in 0..{len(header.tokens) - 1}")
 
 
 @contextmanager
@@ -163,7 +175,12 @@ def _plain(value: Any) -> Any:
     raise TypeError(f"got a {type(value).__name__}")
 
 
-def _header(path: str | Path, metadata: dict[str, str]) -> Header:
+def file_header(path: str | Path, metadata: dict[str, str]) -> Header:
+    """The header from the metadata of a native file.
+
+    Raises:
+        FormatError: another kind of file, a newer version, or a broken header.
+    """
     if metadata.get("format") != FORMAT_NAME:
         raise FormatError(f"{path} is a safetensors file but not an attribution graph: expected one saved by "
                           "graph.save or circuits trace")
@@ -210,15 +227,24 @@ def _kinds(path: str | Path, codes: np.ndarray) -> np.ndarray:
 
 
 def _labels(path: str | Path, raw: np.ndarray) -> np.ndarray:
-    try:
-        labels = json.loads(raw.tobytes())
-    except (ValueError, RecursionError) as error:
-        raise FormatError(f"{path}: nodes.label is not JSON: {error}") from error
-    if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
-        raise FormatError(f"{path}: nodes.label must be a list of strings")
+    labels = _strings(path, "nodes.label", raw)
     column = np.empty(len(labels), object)
     column[:] = labels
     return column
+
+
+def _string_bytes(strings: list[str]) -> np.ndarray:
+    return np.frombuffer(to_json(strings).encode(), np.uint8)
+
+
+def _strings(path: str | Path, name: str, raw: np.ndarray) -> list[str]:
+    try:
+        strings = json.loads(raw.tobytes())
+    except (ValueError, RecursionError) as error:
+        raise FormatError(f"{path}: {name} is not JSON: {error}") from error
+    if not isinstance(strings, list) or not all(isinstance(text, str) for text in strings):
+        raise FormatError(f"{path}: {name} must be a list of strings")
+    return strings
 
 
 def _within(values: np.ndarray, low: int, high: int) -> bool:

@@ -1,9 +1,12 @@
-"""Where kernels are tested: on the GPU if there is one, else by Triton's interpreter, chosen before Triton is there."""
+"""Fixtures that many tests use: the browser's, and where kernels are tested, on the GPU if there is one, else by
+Triton's interpreter, chosen before Triton is there."""
 
 import os
 
 import pytest
 import torch
+from page_modules import modules  # noqa: F401
+from page_tabs import browser, graph, open_page, page, tab  # noqa: F401  (fixtures of the browser tests)
 
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")

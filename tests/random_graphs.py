@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import fields
+from typing import Any
 
 import numpy as np
 from scipy.sparse import csr_array
 
 from circuits.graphs import AttributionGraph, Header, NodeTable
+from circuits.graphs.cards import Contexts, FeatureCards, TokenLists
 
 
 def random_graph(seed: int = 0, *, n_layers: int = 3, n_pos: int = 3, per_layer: int = 4, density: float = 0.6,
@@ -37,9 +39,11 @@ def random_graph(seed: int = 0, *, n_layers: int = 3, n_pos: int = 3, per_layer:
     dense[:, kind == "logit"] = 0
     rows = csr_array(dense.astype(np.float32))
     without_constants = np.abs(dense[:, kind != "constant"]).sum(1)
+    value = np.where(kind == "feature", rng.random(n) + 0.5, 0)
+    known = (kind == "feature") & (feature != 1)  # one of each layer as in TopK: without a threshold
     nodes = NodeTable.build(
         n, kind=kind, layer=layer, position=position, feature=feature, token=token, expanded=expanded,
-        value=np.where(kind == "feature", rng.random(n) + 0.5, 0), label=[f"{k} {i}" for i, k in enumerate(kind)],
+        value=value, threshold=np.where(known, value / 2, np.nan), label=[f"{k} {i}" for i, k in enumerate(kind)],
         input_sum=np.where(expanded, dense.sum(1), np.nan), input_abs=np.where(expanded, without_constants, np.nan),
         residual=np.where(expanded, 1e-7, np.nan))
     logits = np.flatnonzero(kind == "logit")
@@ -66,14 +70,57 @@ def target_vector(graph: AttributionGraph) -> np.ndarray:
     return start
 
 
+def random_cards(graph: AttributionGraph, seed: int = 0, *, contexts: int = 8) -> FeatureCards:
+    """Cards of most features of a graph and of one that it lacks; up to ``contexts`` each, some without any."""
+    rng = np.random.default_rng(seed)
+    nodes = graph.nodes
+    found = {(int(nodes.layer[i]), int(nodes.feature[i])) for i in np.flatnonzero(nodes.kind == "feature")}
+    names = [*sorted(name for name in found if rng.random() < 0.8), (90, 5)]
+    m = len(names)
+    n_top = rng.integers(0, contexts + 1, m)
+    n_all = n_top + np.minimum(rng.integers(0, 3, m), contexts - n_top)
+    quantile = np.concatenate([[1.0] * top + [0.5] * (every - top) for top, every in zip(n_top, n_all, strict=True)])
+    lengths = rng.integers(1, 20, len(quantile))
+    made = Contexts(_starts(n_all), rng.integers(0, lengths).astype(np.uint8), quantile.astype(np.float32),
+                    _starts(lengths), rng.integers(100, 140, lengths.sum()).astype(np.int32),
+                    rng.integers(0, 256, lengths.sum()).astype(np.uint8))
+    promoted, suppressed = _lists(rng, m, 1), _lists(rng, m, -1)
+    used = np.concatenate([promoted.token, suppressed.token, made.token]).tolist()
+    layer, feature = np.array(names, np.int32).reshape(-1, 2).T
+    density = np.where(rng.random(m) < 0.2, np.nan, rng.random(m)).astype(np.float32)
+    return FeatureCards(np.ascontiguousarray(layer), np.ascontiguousarray(feature), density,
+                        (density * 9).astype(np.float32), promoted, suppressed, made, {t: f" t{t}" for t in used})
+
+
+def _lists(rng: np.random.Generator, m: int, sign: int) -> TokenLists:
+    lengths = rng.integers(0, 9, m)
+    scores = [sign * np.sort(rng.random(length))[::-1] for length in lengths]
+    return TokenLists(_starts(lengths), rng.integers(100, 140, lengths.sum()).astype(np.int32),
+                      np.concatenate(scores).astype(np.float32))
+
+
+def _starts(lengths: np.ndarray) -> np.ndarray:
+    return np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
+
+
 def assert_same(one: AttributionGraph, two: AttributionGraph) -> None:
-    """Every array equal in dtype and value (NaN equals NaN), and equal headers."""
+    """Every array equal in dtype and value (NaN equals NaN), and equal headers. Activations and cards are compared as
+    the graphs' methods give them."""
     assert one.header == two.header
-    for name in one.nodes.columns:
-        a, b = one.nodes[name], two.nodes[name]
-        assert a.dtype == b.dtype, name
-        np.testing.assert_array_equal(a, b, err_msg=name)
-    for name in (field.name for field in fields(one) if field.name not in ("nodes", "header")):
+    assert_same_columns(one.nodes, two.nodes)
+    assert_same_columns(one.prompt_activations(), two.prompt_activations())
+    assert_same_columns(one, two)
+    a, b = one.feature_cards(), two.feature_cards()
+    assert (a is None) == (b is None)
+    if a is not None and b is not None:
+        assert a.texts == b.texts
+        for x, y in ((a, b), (a.promoted, b.promoted), (a.suppressed, b.suppressed), (a.contexts, b.contexts)):
+            assert_same_columns(x, y)
+
+
+def assert_same_columns(one: Any, two: Any) -> None:
+    """The fields of two dataclasses that are arrays."""
+    for name in (field.name for field in fields(one) if isinstance(getattr(one, field.name), np.ndarray)):
         a, b = getattr(one, name), getattr(two, name)
         assert a.dtype == b.dtype, name
         np.testing.assert_array_equal(a, b, err_msg=name)

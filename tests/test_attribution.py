@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from tiny_models import multimodal_folder, text_folder
-from transcoder_folders import Dictionary, dictionary, gemma_scope_clt, gemma_scope_plt
+from transcoder_folders import Dictionary, dictionary, gemma_scope_clt, gemma_scope_plt, tracer_plt
 
 import circuits
 from circuits.errors import ConservationError, InputError, ModelError
@@ -190,6 +190,29 @@ def test_reconstruction_is_measured_and_a_bad_layer_is_named(folders: dict[str, 
     expected = float((y - y_hat).square().sum() / y.square().sum())
     assert graph.header.reconstruction[2] == pytest.approx(expected, rel=1e-4)
     assert any("layer 2 (" in warning for warning in graph.header.warnings)
+
+
+@pytest.mark.parametrize("activation", ["jumprelu", "relu", "topk"])
+def test_thresholds_of_features(folders: dict[str, Path], tmp_path: Path, activation: str) -> None:
+    model = circuits.load_model(folders["text"], device="cpu")
+    made = small_dictionary("plt", False)
+    made.threshold[1][:5] = -0.25  # fires below zero, too
+    if activation == "jumprelu":
+        source = gemma_scope_plt(tmp_path, made)
+    else:
+        source = tracer_plt(tmp_path, made, threshold=False, **({"activation": "topk", "k": 7} if activation == "topk"
+                                                                else {"activation": "relu"}))
+    nodes = circuits.trace(model, circuits.open_transcoders(source), tokens=TOKENS).nodes
+    features = nodes.kind == "feature"
+    assert np.isnan(nodes.threshold[~features]).all()
+    layer, feature = nodes.layer[features], nodes.feature[features]
+    if activation == "topk":
+        assert np.isnan(nodes.threshold[features]).all()
+    else:
+        expected = torch.stack(made.threshold).numpy()[layer, feature] if activation == "jumprelu" else np.zeros(1)
+        assert (nodes.threshold[features] == expected).all()
+        assert (nodes.value[features] > nodes.threshold[features]).all()
+        assert ((layer == 1) & (feature < 5)).any()
 
 
 @pytest.mark.parametrize(("arguments", "message"), [

@@ -168,6 +168,43 @@ def test_hostile_strings(tmp_path):
     assert again.nodes.label[:3].tolist() == ["</script>", "\x00\u2028", "?"]
 
 
+def test_activations_of_pruned_nodes(tmp_path):
+    graph = GRAPHS["plain"]
+    where = np.flatnonzero((graph.nodes.kind == "feature") & (graph.nodes.layer == 1))
+    feature, position = graph.nodes.feature.copy(), graph.nodes.position.copy()
+    feature[where[:2]], position[where[:2]] = 7, [0, 2]
+    graph = replace(graph, nodes=replace(graph.nodes, feature=feature, position=position))
+    assert "activations" not in written(graph, tmp_path)["metadata"]["gemma_circuits"]
+    assert read(tmp_path / "g.json").activations is None
+    keep = np.ones(len(graph), dtype=bool)
+    keep[where[0]] = False
+    small = graph.subgraph(keep)
+    data = written(small, tmp_path)
+    again = read(tmp_path / "g.json")
+    assert_same(again, small)
+    assert again.activations.of(1, 7)[0].tolist() == [0, 2]
+    data["metadata"]["gemma_circuits"]["activations"]["value"][0] = "many"
+    (tmp_path / "g.json").write_text(json.dumps(data))
+    with pytest.raises(FormatError, match="gemma_circuits is damaged"):
+        read(tmp_path / "g.json")
+    data["metadata"]["gemma_circuits"]["activations"]["value"][0] = None
+    (tmp_path / "g.json").write_text(json.dumps(data))
+    with pytest.raises(FormatError, match=r"activations\.value must be finite"):
+        read(tmp_path / "g.json")
+
+
+def test_files_from_before_thresholds(tmp_path):
+    graph = GRAPHS["plain"]
+    data = written(graph, tmp_path)
+    assert any(row[-1] is not None for row in data["metadata"]["gemma_circuits"]["nodes"].values())
+    for row in data["metadata"]["gemma_circuits"]["nodes"].values():
+        row.pop()
+    (tmp_path / "g.json").write_text(json.dumps(data))
+    again = read(tmp_path / "g.json")
+    assert np.isnan(again.nodes.threshold).all()
+    assert_same(again, replace(graph, nodes=replace(graph.nodes, threshold=again.nodes.threshold)))
+
+
 def test_broken_numbers_are_not_written(tmp_path):
     graph = random_graph(0)
     with pytest.raises(InputError, match="weights must be finite"):

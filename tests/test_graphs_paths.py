@@ -8,7 +8,7 @@ from circuit_tracer_peer import read_peer
 from random_graphs import random_graph, shares
 
 from circuits.errors import InputError
-from circuits.graphs.paths import top_paths
+from circuits.graphs.paths import top_paths, whole_rows
 
 
 def every_path(graph, target, end_kinds):
@@ -77,6 +77,39 @@ def test_peer_graph_paths_cover_what_they_say():
     found = top_paths(graph, count=200)
     assert 0.15 < found.covered < found.total < 1
     assert len({path.nodes for path in found}) == 200
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_shares_of_whole_rows_are_the_same_after_pruning(seed):
+    graph = random_graph(seed, per_layer=5, unexpanded=0.2 * (seed % 2), shuffle=seed % 2 == 0)
+    target = int(graph.target_nodes[0])
+    names = np.array(graph.node_ids)
+    before = {tuple(names[list(path.nodes)]): path.share for path in top_paths(graph, target, 10**6)}
+    small = graph.prune(0.85, 0.9)
+    assert small.n_edges < graph.n_edges
+    names = np.array(small.node_ids)
+    found = top_paths(small, count=10**6, row_sums=small.nodes.input_abs)
+    assert len(found) > 3
+    after = {tuple(names[list(path.nodes)]): path.share for path in found}
+    assert after == {name: pytest.approx(before[name], rel=1e-5) for name in after}
+    assert found.covered == pytest.approx(found.total) == pytest.approx(sum(after.values()))
+    assert found.total < top_paths(small, count=1).total
+    best = top_paths(small, count=3, row_sums=small.nodes.input_abs)
+    assert [path.nodes for path in best] == [path.nodes for path in found.paths[:3]]
+
+
+def test_row_sums_that_cannot_be_used_are_those_of_the_edges():
+    graph = random_graph(2)
+    present = np.abs(graph.adjacency().toarray().astype(float))[:, graph.nodes.kind != "constant"].sum(1)
+    assert whole_rows(graph) == pytest.approx(present, rel=1e-6)
+    for bad in (np.nan, np.inf, -np.inf, -1.0, 0.0):
+        assert whole_rows(graph, np.full(len(graph), bad)) == pytest.approx(present, rel=1e-12)
+        found = top_paths(graph, count=5, row_sums=np.full(len(graph), bad))
+        assert [path.share for path in found] == pytest.approx([path.share for path in top_paths(graph, count=5)])
+    assert whole_rows(graph, present / 2) == pytest.approx(present)
+    assert whole_rows(graph, present * 2 + 1) == pytest.approx(present * 2 + 1)
+    with pytest.raises(InputError, match=rf"shape \(3,\): expected one number for each of {len(graph)} nodes"):
+        top_paths(graph, row_sums=np.ones(3))
 
 
 def test_bad_arguments():

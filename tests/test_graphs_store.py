@@ -6,7 +6,7 @@ from dataclasses import asdict, replace
 import numpy as np
 import pytest
 from circuit_tracer_peer import read_peer
-from random_graphs import assert_same, random_graph
+from random_graphs import assert_same, random_cards, random_graph
 from safetensors.numpy import load_file, save_file
 
 import circuits.graphs
@@ -50,6 +50,69 @@ def test_pruned_graph_round_trips_and_keeps_its_ids(tmp_path):
     again = load(str(tmp_path / "g.safetensors"))
     assert_same(again, small)
     assert set(again.node_ids) <= set(graph.node_ids)
+
+
+def graph_with_tables():
+    """A pruned graph that knows where pruned nodes' features fired, with cards."""
+    graph = random_graph(4, n_pos=5)
+    where = np.flatnonzero((graph.nodes.kind == "feature") & (graph.nodes.layer == 1))
+    feature, position = graph.nodes.feature.copy(), graph.nodes.position.copy()
+    feature[where], position[where] = 2, np.arange(len(where))
+    nodes = replace(graph.nodes, feature=feature, position=position)
+    graph = replace(graph, nodes=nodes, cards=random_cards(replace(graph, nodes=nodes)))
+    keep = np.ones(len(graph), dtype=bool)
+    keep[where[1:]] = False
+    return graph.subgraph(keep)
+
+
+def test_activations_and_cards_round_trip(tmp_path):
+    graph = graph_with_tables()
+    save(graph, tmp_path / "g.safetensors")
+    again = load(tmp_path / "g.safetensors")
+    assert_same(again, graph)
+    assert len(again.activations.of(1, 2)[0]) == 4
+    assert 0 < len(again.cards) < len(graph.cards)
+    for count in (0, 3):  # the file depends on what the graph holds, not on how it came to it
+        save(replace(again, cards=again.cards.limited(count)), tmp_path / "h.safetensors")
+        few = load(tmp_path / "h.safetensors")
+        assert max(np.diff(few.cards.contexts.start)) == count
+        assert few.cards.texts == again.cards.limited(count).texts
+
+
+def test_files_from_before_thresholds_activations_and_cards(saved):
+    arrays = load_file(saved)
+    assert not [name for name in arrays if name.startswith(("activations", "cards"))]
+    rewrite(saved, {"nodes.threshold": None})
+    old = load(saved)
+    assert np.isnan(old.nodes.threshold).all()
+    assert (old.activations, old.cards, old.feature_cards()) == (None, None, None)
+    assert_same(old, replace(GRAPH, nodes=replace(GRAPH.nodes, threshold=old.nodes.threshold)))
+
+
+@pytest.mark.parametrize(("tensors", "message"), [
+    ({"activations.value": None}, r"lacks the tensor activations\.value"),
+    ({"cards.promoted.start": None}, r"lacks the tensor cards\.promoted\.start"),
+    ({"cards.texts.text": None}, r"lacks the tensor cards\.texts\.text"),
+    ({"cards.texts.text": np.frombuffer(b"[1]", np.uint8)}, r"cards\.texts\.text must be a list of strings"),
+    ({"cards.texts.text": np.frombuffer(b'["a"]', np.uint8)}, "1 texts for"),
+    ({"cards.contexts.peak": np.zeros(3, np.int32)}, r"cards\.contexts\.peak is int32"),
+    ({"cards.contexts.peak": np.zeros(3, np.uint8)}, "contradicts itself: contexts' start"),
+    ({"cards.density": np.zeros(1, np.float32)}, "contradicts itself: cards of"),
+    ({"activations.position": np.full(15, 77, np.int32)}, "contradicts itself: "),
+    ({"nodes.threshold": np.zeros(3, np.float32)}, "node columns must have one length"),
+])
+def test_damaged_tables(tmp_path, tensors, message):
+    save(graph_with_tables(), tmp_path / "g.safetensors")
+    rewrite(tmp_path / "g.safetensors", tensors)
+    with pytest.raises(FormatError, match=message):
+        load(tmp_path / "g.safetensors")
+
+
+def test_an_activation_beyond_the_prompt_is_not_written(tmp_path):
+    graph = graph_with_tables()
+    beyond = replace(graph.activations, position=graph.activations.position + np.int32(3))
+    with pytest.raises(InputError, match=r"positions of activations must lie in 0\.\.4"):
+        save(replace(graph, activations=beyond), tmp_path / "g.safetensors")
 
 
 def test_numpy_numbers_in_the_header_become_plain(tmp_path):

@@ -34,22 +34,42 @@ def export_command(
     graph: Annotated[Path, typer.Argument(help="A .safetensors or .json graph.")],
     output: Annotated[list[Path], typer.Option("--output", "-o", help="File to write: .safetensors, .json, .graphml "
                                                "or .html. May be given several times.")],
+    node_threshold: Annotated[float | None, typer.Option(
+        help="Prune first: share of influence that kept nodes hold, such as 0.8.")] = None,
+    edge_threshold: Annotated[float, typer.Option(
+        help="With --node-threshold: share of edge scores that kept edges hold.")] = 0.98,
 ) -> None:
     """Write a graph in other formats."""
     from circuits.graphs import export
+    from circuits.graphs.prune import check_thresholds
 
     check_outputs(output, output)
-    write_graph(export.read(graph), output)
+    loaded = export.read(graph)
+    if node_threshold is None:
+        write_graph(loaded, output)
+    else:
+        check_thresholds(node_threshold, edge_threshold)
+        write_graph(loaded.prune(node_threshold, edge_threshold), output, (loaded, node_threshold, edge_threshold))
     for path in output:
         out.print(f"wrote {path}", markup=False, highlight=False)
 
 
-def write_graph(graph: AttributionGraph, outputs: list[Path]) -> None:
-    """Write ``graph`` to every path, in the format its suffix names."""
+def write_graph(graph: AttributionGraph, outputs: list[Path],
+                pruned_from: tuple[AttributionGraph, float, float] | None = None) -> None:
+    """Write ``graph`` to every path, in the format its suffix names.
+
+    Args:
+        pruned_from: the whole graph, and the node and edge threshold that left ``graph`` of it: pages hold more than
+            they show at first, so that their sliders go both ways.
+    """
     from circuits.graphs import export
 
     for path in outputs:
-        export.write(graph, path)
+        if pruned_from is not None and path.suffix.lower() == ".html":
+            whole, *thresholds = pruned_from
+            whole.to_html(path, thresholds=(thresholds[0], thresholds[1]))
+        else:
+            export.write(graph, path)
 
 
 def graph_numbers(graph: AttributionGraph) -> dict[str, Any]:

@@ -87,7 +87,7 @@ def trace(
             memory=limit, row_mass=row_mass, progress=report)
     relabel(graph, names)
     shown = graph if no_prune else graph.prune(node_threshold, edge_threshold)
-    write_graph(shown, output or [])
+    write_graph(shown, output or [], None if no_prune else (graph, node_threshold, edge_threshold))
     for warning in graph.header.warnings:
         err.print("warning:", warning, style="yellow", markup=False, highlight=False)
     seconds = time.monotonic() - started

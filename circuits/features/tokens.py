@@ -48,7 +48,7 @@ def logit_effects(model: Gemma3, transcoders: Transcoders, layer: int, features:
     written = torch.cat([transcoders.decoder_rows(layer, rows).sum(1)
                          for rows in torch.arange(transcoders.d_transcoder[layer]).split(_ROWS)])
     direction = (written[features.to(written.device)] - written.mean(0)) * model.final_norm_gain.to(written.device)
-    return _extremes(direction.to(model.device), lambda part: model.unembedding[part].float(),
+    return extremes(direction.to(model.device), lambda part: model.unembedding[part].float(),
                      tokens.to(model.device), k)
 
 
@@ -67,10 +67,10 @@ def embedding_scores(model: Gemma3, transcoders: Transcoders, layer: int, featur
         embedding = model.embedding[part].float() * model.d_model**0.5
         return embedding * torch.rsqrt(embedding.square().mean(-1, keepdim=True) + model.norm_eps)
 
-    return _extremes(direction, normed, tokens.to(model.device), k)
+    return extremes(direction, normed, tokens.to(model.device), k)
 
 
-def _extremes(direction: Tensor, vectors: Callable[[Tensor], Tensor], tokens: Tensor, k: int) -> Extremes:
+def extremes(direction: Tensor, vectors: Callable[[Tensor], Tensor], tokens: Tensor, k: int) -> Extremes:
     """Of ``direction @ vectors(tokens).T``, each row less its mean; a tile at a time.
 
     Args:

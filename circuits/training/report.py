@@ -20,7 +20,7 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from circuits.errors import FormatError, InputError
-from circuits.graphs.page import to_script_json
+from circuits.graphs.page.packed import to_script_json
 from circuits.graphs.store import replacing
 from circuits.training.plots import finite, number, per_layer
 from circuits.transcoder import Transcoders

@@ -4,7 +4,9 @@ import { element, isolated, percent, shorten, visibleLabel, visibleToken } from 
 
 const POOR = 0.5; // unexplained share of an MLP output above which a layer is named
 
-export function showHeader(graph) {
+/** Show it, and keep what pruning changes up to date. */
+export function showHeader(app) {
+  const { graph } = app;
   const { header } = graph;
   const texts = header.token_texts.length ? header.token_texts : [header.prompt];
   document.getElementById("prompt").replaceChildren(...texts.map((text, i) => {
@@ -12,15 +14,18 @@ export function showHeader(graph) {
     token.title = `position ${i}`;
     return token;
   }));
-  document.getElementById("facts").replaceChildren(...headerFacts(graph).map(([name, value, meaning]) =>
+  const facts = () => document.getElementById("facts").replaceChildren(...headerFacts(app).map(([name, value, meaning]) =>
     element("div", { title: meaning }, element("dt", {}, name), element("dd", {}, isolated(value)))));
+  facts();
+  app.subscribe((state, previous) => state.thresholds !== previous.thresholds && facts());
   const warnings = [...header.warnings, ...reconstructionWarning(header.reconstruction), ...cutWarning(graph)];
   const list = document.getElementById("warnings");
   list.hidden = warnings.length === 0;
   list.replaceChildren(...warnings.map((text) => element("li", {}, isolated(shorten(visibleLabel(text), 1000)))));
 }
 
-function headerFacts(graph) {
+function headerFacts(app) {
+  const { graph, kept } = app;
   const { header } = graph;
   const { scores, settings } = header;
   const kind = header.transcoder_kind ? ` (${header.transcoder_kind.toUpperCase()})` : "";
@@ -38,8 +43,8 @@ function headerFacts(graph) {
       + (Number.isFinite(scores.completeness_all_nodes) ? `; ${score(scores.completeness_all_nodes)} over all nodes` : "")],
     ["Unexplored", percent(header.unexplored), "influence that arrived at features whose inputs were not computed"],
     ["Conservation", tiny(header.conservation), "largest relative gap between a node's value and the sum of its edges"],
-    ["Pruned", thresholds(settings), "shares of influence kept by node and by edge pruning"],
-    ["Size", `${graph.size.toLocaleString("en")} nodes, ${graph.edges.total.toLocaleString("en")} edges`, "in this graph"],
+    ["Pruned", thresholds(settings, app.state.thresholds), "shares of influence kept by node and by edge pruning"],
+    ["Size", `${count(kept.nodes)} nodes, ${count(kept.edges)} edges`, "shown now"],
   );
   const measured = header.reconstruction.filter((x) => x !== null);
   if (measured.length) {
@@ -54,13 +59,17 @@ function score(value) {
 }
 
 function tiny(value) {
-  return Number.isFinite(value) ? value.toPrecision(2) : "unknown";
+  return Number.isFinite(value) ? value.toExponential(1) : "unknown";
 }
 
-function thresholds({ node_threshold: node, edge_threshold: edge, unpruned }) {
+function count(mask) {
+  return mask.reduce((sum, kept) => sum + kept, 0).toLocaleString("en");
+}
+
+function thresholds({ unpruned }, { nodes, edges }) {
   const parts = [];
-  if (Number.isFinite(node)) parts.push(`nodes ${node}`);
-  if (Number.isFinite(edge)) parts.push(`edges ${edge}`);
+  if (nodes < 1) parts.push(`nodes ${nodes}`);
+  if (edges < 1) parts.push(`edges ${edges}`);
   const whole = Number.isFinite(unpruned?.nodes) && Number.isFinite(unpruned?.edges)
     ? ` of ${unpruned.nodes.toLocaleString("en")} nodes, ${unpruned.edges.toLocaleString("en")} edges` : "";
   return (parts.join(", ") || "no") + whole;
@@ -73,9 +82,9 @@ function reconstructionWarning(byLayer) {
   return [`Poorly reconstructed on this prompt (squared error over the squared MLP output): ${layers.join(", ")}.`];
 }
 
-function cutWarning({ edges }) {
-  const left = edges.total - edges.weights.length;
+function cutWarning(graph) {
+  const left = graph.edges.total - graph.edgeCount;
   if (left === 0) return [];
-  return [`This page holds the ${edges.weights.length.toLocaleString("en")} strongest edges; ${left.toLocaleString("en")} `
+  return [`This page holds the ${graph.edgeCount.toLocaleString("en")} strongest edges; ${left.toLocaleString("en")} `
     + "weaker ones were left out and are counted with what was pruned away. Prune the graph to see all it has."];
 }

@@ -1,5 +1,8 @@
 // Where nodes stand: one row per layer (embeddings at the bottom, logits on top), one column per position, and in
 // each cell a small grid of nodes, most influential first. Columns widen and rows grow with what they must hold.
+//
+// Only shown nodes have a place: a page holds far more nodes than it opens with, and room for all of them would leave
+// none for those few. Rows, columns and the order in a cell are those of all nodes, so that pruning never reorders.
 
 const LARGEST = 20; // px between neighbouring nodes, where there is room
 const SMALLEST = 9;
@@ -10,11 +13,12 @@ const CELL_PAD = 6;
 const MARGIN = { left: 44, top: 4, right: 8, bottom: 40 };
 
 /**
- * Places every node for a view of `width` by `height` px; larger than the view where the smallest spacing needs it.
- * Returns {x, y, radius} per node, {text, center, start, size} per row and column, and the sheet's width and height.
+ * Places the nodes of the mask `shown` for a view of `width` by `height` px; larger than the view where the smallest
+ * spacing needs it. Returns {x, y} per node (whole px; NaN where not shown), spacing, {text, center, start, size} per
+ * row and column, and the sheet's width and height.
  */
-export function layOut(graph, width, height) {
-  const cells = gather(graph);
+export function layOut(graph, shown, width, height) {
+  const cells = gather(graph, shown);
   const room = { width: width - MARGIN.left - MARGIN.right, height: height - MARGIN.top - MARGIN.bottom };
   let spacing = LARGEST;
   let across = fitColumns(cells, spacing, room);
@@ -25,9 +29,29 @@ export function layOut(graph, width, height) {
   }
   const columns = spread(columnSizes(across, spacing), room.width, MARGIN.left, COLUMN_MAX);
   const rows = spread(rowSizes(cells, across, spacing), room.height, MARGIN.top, Infinity);
-  const placed = place(graph, cells, across, rows, columns, spacing);
-  return { ...placed, columns, rows: rows.map((row, i) => ({ ...row, ...cells.rows[i] })), hasEverywhere: cells.everywhere,
+  return { ...place(graph, cells, across, rows, columns, spacing), spacing, columns,
+    rows: rows.map((row, i) => ({ ...row, ...cells.rows[i] })), hasEverywhere: cells.everywhere,
     width: Math.max(width, end(columns) + MARGIN.right), height: Math.max(height, end(rows) + MARGIN.bottom) };
+}
+
+/** Radius per node, px: by the square root of influence, so that areas compare; tokens and logits have one size. */
+export function radii(graph, shown, influence, spacing) {
+  const most = strongest(graph, shown, influence);
+  return Float32Array.from(graph.kind, (kind, i) => {
+    const fixed = kind === "logit" || kind === "embedding";
+    const radius = spacing * (fixed ? 0.34 : 0.27 + 0.19 * Math.sqrt(Math.min(1, (influence[i] || 0) / most)));
+    return Math.round(4 * Math.min(7, radius)) / 4;
+  });
+}
+
+/** The largest influence of a shown feature or error: what size and colour are measured against. */
+export function strongest(graph, shown, influence) {
+  let most = 0;
+  for (let i = 0; i < graph.size; i++) {
+    const counts = shown[i] && (graph.kind[i] === "feature" || graph.kind[i] === "error");
+    if (counts && influence[i] > most) most = influence[i];
+  }
+  return most || 1;
 }
 
 function end(bands) {
@@ -36,7 +60,7 @@ function end(bands) {
 }
 
 /** Sorts nodes into cells[row][column]. A first column holds constants that are the same at every position. */
-function gather(graph) {
+function gather(graph, shown) {
   const { layer, position } = graph.nodes;
   const everywhere = graph.kind.some((kind, i) => kind === "constant" && position[i] < 0);
   const used = graph.kind.map((kind, i) => (kind === "embedding" ? -1 : kind === "logit" ? Infinity : layer[i]));
@@ -46,7 +70,9 @@ function gather(graph) {
   const rowOf = new Map(rows.map((row, i) => [row.layer, i]));
   const columns = Math.max(1, graph.columns) + (everywhere ? 1 : 0);
   const grid = rows.map(() => Array.from({ length: columns }, () => []));
-  for (const node of graph.byInfluence(Array.from(graph.kind.keys()))) {
+  graph.ranking ??= graph.byInfluence(Array.from(graph.kind.keys()));
+  for (const node of graph.ranking) {
+    if (!shown[node]) continue;
     const unplaced = everywhere && graph.kind[node] === "constant" ? 0 : columns - 1; // a direction has no position
     const column = position[node] < 0 ? unplaced : position[node] + (everywhere ? 1 : 0);
     grid[rowOf.get(used[node]) ?? rows.length - 1][column].push(node);
@@ -72,7 +98,8 @@ function columnSizes(across, spacing) {
 }
 
 function rowSizes(cells, across, spacing) {
-  return cells.grid.map((row) => Math.max(1, ...row.map((nodes, c) => lines(nodes, across[c]))) * spacing + CELL_PAD / 2);
+  const most = (row) => Math.max(1, ...row.map((nodes, c) => lines(nodes, across[c])));
+  return cells.grid.map((row) => most(row) * spacing + CELL_PAD / 2);
 }
 
 const total = (sizes) => sizes.reduce((sum, size) => sum + size, 0);
@@ -107,22 +134,16 @@ function spread(sizes, room, start, most) {
 }
 
 function place(graph, cells, across, rows, columns, spacing) {
-  const x = new Float64Array(graph.size);
-  const y = new Float64Array(graph.size);
-  const radius = new Float64Array(graph.size);
-  const most = graph.nodes.influence.reduce((best, value, i) => (graph.kind[i] === "feature" || graph.kind[i] === "error"
-    ? Math.max(best, value ?? 0) : best), 0) || 1;
+  const x = new Float32Array(graph.size).fill(NaN);
+  const y = new Float32Array(graph.size).fill(NaN);
   cells.grid.forEach((row, r) => row.forEach((nodes, c) => {
     const count = lines(nodes, across[c]);
     nodes.forEach((node, i) => {
       const line = Math.floor(i / across[c]);
       const inLine = line < count - 1 ? across[c] : nodes.length - line * across[c];
-      x[node] = columns[c].center + ((i % across[c]) - (inLine - 1) / 2) * spacing;
-      y[node] = rows[r].center + (line - (count - 1) / 2) * spacing;
-      const size = Math.sqrt(Math.min(1, (graph.nodes.influence[node] ?? 0) / most));
-      const fixed = graph.kind[node] === "logit" || graph.kind[node] === "embedding";
-      radius[node] = Math.min(7, spacing * (fixed ? 0.34 : 0.27 + 0.19 * size));
+      x[node] = Math.round(columns[c].center + ((i % across[c]) - (inLine - 1) / 2) * spacing);
+      y[node] = Math.round(rows[r].center + (line - (count - 1) / 2) * spacing);
     });
   }));
-  return { x, y, radius };
+  return { x, y };
 }

@@ -1,0 +1,144 @@
+"""A real browser for the page's tests: fixtures to import, and what they need to read the page."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs
+
+import pytest
+from page_samples import sample_graph
+from playwright.sync_api import Browser, Page, sync_playwright
+
+from circuits.graphs.graph import AttributionGraph
+from circuits.graphs.page import write
+
+CHROMIUM_ARGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+
+
+@pytest.fixture(scope="module")  # not longer: while it is open, asyncio cannot be used in this thread
+def browser() -> Iterator[Browser]:
+    executable = shutil.which("chromium")
+    if executable is None:
+        if os.environ.get("CI") == "true":
+            pytest.fail("chromium is not installed: the page cannot be tested")
+        pytest.skip("chromium is not installed")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=executable, args=CHROMIUM_ARGS)
+        yield browser
+        browser.close()
+
+
+class Watched:
+    """A tab that remembers every console message, error and request."""
+
+    def __init__(self, browser: Browser):
+        self.page = browser.new_page(viewport={"width": 1280, "height": 800})
+        self.problems: list[str] = []
+        self.requests: set[str] = set()
+        self.page.on("console", lambda message: self.problems.append(message.text))
+        self.page.on("pageerror", lambda error: self.problems.append(str(error)))
+        self.page.on("request", lambda request: self.requests.add(request.url.partition("#")[0]))
+
+    def open(self, uri: str) -> Page:
+        self.page.goto("about:blank")  # so that going to the same file again is a load, not a move within it
+        self.page.goto(uri)
+        return self.page
+
+
+@pytest.fixture(scope="module")
+def tab(browser: Browser) -> Watched:
+    return Watched(browser)
+
+
+@pytest.fixture
+def open_page(tab: Watched, tmp_path: Path) -> Iterator[Callable[[AttributionGraph], Page]]:
+    """Opens a graph's page from file://; at the end there must have been no error and no request but the file."""
+    path = tmp_path / "graph.html"
+    tab.problems.clear()
+    tab.requests.clear()
+
+    def open_(graph: AttributionGraph, fragment: str = "", **options: Any) -> Page:
+        write(graph, path, **options)
+        page = tab.open(path.as_uri() + (f"#{fragment}" if fragment else ""))
+        page.wait_for_selector("html[data-ready]", state="attached")
+        return page
+
+    yield open_
+    assert tab.problems == []
+    assert tab.requests == {path.as_uri()}
+
+
+@pytest.fixture(scope="module")
+def graph() -> AttributionGraph:
+    return sample_graph()
+
+
+@pytest.fixture
+def page(graph: AttributionGraph, open_page: Callable[[AttributionGraph], Page]) -> Page:
+    return open_page(graph)
+
+
+def read_number(text: str) -> float:
+    return float(text.replace("\u2212", "-"))
+
+
+OUTSIDE = "\N{EN DASH}"  # constants stand outside the row total, so they have no share
+
+
+def is_share(text: str, expected: float) -> bool:
+    if text == "<0.1%":
+        return 0 < expected < 5.1e-4
+    return abs(float(text.removesuffix("%")) / 100 - expected) < 5.1e-4
+
+
+def go_to(page: Page, graph: AttributionGraph, node: int) -> None:
+    page.evaluate("id => { location.hash = `node=${encodeURIComponent(id)}` }", graph.node_ids[node])
+    page.wait_for_selector(f"#panel.card[data-node='{node}']")
+
+
+def in_hash(page: Page) -> dict[str, list[str]]:
+    """The fields of the URL hash, which is written soon after a change, or at once when the page is left."""
+    page.evaluate("() => { window.dispatchEvent(new Event('pagehide')); }")
+    return parse_qs(page.evaluate("location.hash").removeprefix("#"))
+
+
+def selected(page: Page, graph: AttributionGraph) -> int | None:
+    found = in_hash(page).get("node")
+    return graph.node_ids.index(found[0]) if found else None
+
+
+def listed(page: Page, name: str) -> list[tuple[int, float, str]]:
+    """(node, weight, share as written) of each row of the inputs or the outputs."""
+    rows = page.eval_on_selector_all(
+        f"ol.{name} button[data-node]",
+        "rows => rows.map(row => [row.dataset.node, ...[...row.children].slice(3, 5).map(cell => cell.textContent)])")
+    return [(int(node), read_number(weight), share) for node, weight, share in rows]
+
+
+def centre(page: Page, row: str, column: int) -> tuple[float, float]:
+    """Where a row and a column cross, from the labels on the axes."""
+    y = page.evaluate("text => { const box = [...document.querySelectorAll('#rows span')]"
+                      ".find(span => span.textContent === text).getBoundingClientRect();"
+                      "return box.top + box.height / 2 }", row)
+    x = page.evaluate("column => { const box = document.querySelectorAll('#columns span')[column]"
+                      ".getBoundingClientRect(); return box.left + box.width / 2 }", column)
+    return x, y
+
+
+def bluish_and_orange(page: Page) -> tuple[int, int]:
+    """Pixels in the colours of positive and negative edges, which no node has."""
+    return tuple(page.evaluate(
+        """() => { const base = document.getElementById("base"), counts = [0, 0];
+        const copy = new OffscreenCanvas(base.width, base.height).getContext("2d", { willReadFrequently: true });
+        copy.drawImage(base, 0, 0);
+        const { data } = copy.getImageData(0, 0, base.width, base.height);
+        for (let i = 0; i < data.length; i += 4) {
+          if (data[i + 3] < 150) continue;
+          if (data[i + 2] - data[i] > 110) counts[0]++;
+          if (data[i] - data[i + 2] > 110) counts[1]++;
+        }
+        return counts; }"""))
