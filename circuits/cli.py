@@ -13,6 +13,7 @@ from circuits.commands.convert import convert
 from circuits.commands.evaluate import evaluate
 from circuits.commands.features import features
 from circuits.commands.graph import export_command, show
+from circuits.commands.serve import serve
 from circuits.commands.trace import trace
 from circuits.commands.train import train
 from circuits.errors import CircuitsError
@@ -20,7 +21,7 @@ from circuits.memory import return_freed_memory
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
                   help="Exact circuit tracing for Gemma 3.")
-for command in (trace, show, evaluate, features, train, convert):
+for command in (trace, show, serve, evaluate, features, train, convert):
     app.command()(command)
 app.command("export")(export_command)
 
