@@ -38,8 +38,8 @@ class TokenLists:
     token: np.ndarray
     """(n,) int32 vocabulary id"""
     score: np.ndarray
-    """(n,) float32: what an activation of 1 adds to the token's logit on the direct path, relative to other tokens;
-    below 0 for suppressed ones."""
+    """(n,) float32: what an activation of 1 adds to the token's logit on the direct path, before the final norm's
+    scale, relative to other tokens; below 0 for suppressed ones."""
 
     def __post_init__(self) -> None:
         _check_columns(self, LIST_DTYPES)

@@ -6,7 +6,7 @@ import os
 import pytest
 import torch
 from page_modules import modules  # noqa: F401
-from page_tabs import browser, graph, open_page, page, tab  # noqa: F401  (fixtures of the browser tests)
+from page_tabs import browser, graph, html, open_page, page, tab  # noqa: F401  (fixtures of the browser tests)
 
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")

@@ -1,6 +1,10 @@
-"""Graphs for the page's tests: a pruned-looking one with all kinds of nodes, and hostile strings."""
+"""For the page's tests: a pruned-looking graph with all kinds of nodes, hostile strings, and reading packed data."""
 
 from __future__ import annotations
+
+import base64
+import gzip
+import json
 
 import numpy as np
 
@@ -88,3 +92,14 @@ HOSTILE = [
     "\u05e9\u05dc\u05d5\u05dd", "\U0001f468\u200d\U0001f469\u200d\U0001f467", "a\0b", "x" * 10_000, "\"'`${1}{{7*7}}",
     "<!-- <script>", "\u2028\u2029", "\ud800", " ", "", "javascript:window.__pwned=1", "&lt;b&gt;&amp;",
 ]
+
+
+def unpack(text: str) -> tuple[dict, dict[str, np.ndarray]]:
+    """What packed.js does, written again."""
+    raw = gzip.decompress(base64.b64decode(text))
+    length = int.from_bytes(raw[:4], "little")
+    values = json.loads(raw[4:4 + length])
+    dtypes = {"Float32Array": "<f4", "Int32Array": "<i4", "Uint16Array": "<u2", "Uint8Array": "u1"}
+    columns = {name: np.frombuffer(raw, dtypes[kind], count, 4 + length + start)
+               for name, (kind, start, count) in values.pop("columns").items()}
+    return values, columns

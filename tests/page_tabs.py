@@ -14,7 +14,7 @@ from page_samples import sample_graph
 from playwright.sync_api import Browser, Page, sync_playwright
 
 from circuits.graphs.graph import AttributionGraph
-from circuits.graphs.page import write
+from circuits.graphs.page import render, write
 
 CHROMIUM_ARGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"]
 
@@ -55,14 +55,18 @@ def tab(browser: Browser) -> Watched:
 
 
 @pytest.fixture
-def open_page(tab: Watched, tmp_path: Path) -> Iterator[Callable[[AttributionGraph], Page]]:
-    """Opens a graph's page from file://; at the end there must have been no error and no request but the file."""
+def open_page(tab: Watched, tmp_path: Path) -> Iterator[Callable[..., Page]]:
+    """Opens a graph's page, or its HTML text, from file://; at the end there must have been no error and no request
+    but the file."""
     path = tmp_path / "graph.html"
     tab.problems.clear()
     tab.requests.clear()
 
-    def open_(graph: AttributionGraph, fragment: str = "", **options: Any) -> Page:
-        write(graph, path, **options)
+    def open_(graph: AttributionGraph | str, fragment: str = "", **options: Any) -> Page:
+        if isinstance(graph, str):
+            path.write_text(graph, encoding="utf-8")
+        else:
+            write(graph, path, **options)
         page = tab.open(path.as_uri() + (f"#{fragment}" if fragment else ""))
         page.wait_for_selector("html[data-ready]", state="attached")
         return page
@@ -77,9 +81,15 @@ def graph() -> AttributionGraph:
     return sample_graph()
 
 
+@pytest.fixture(scope="module")
+def html(graph: AttributionGraph) -> str:
+    return render(graph)
+
+
 @pytest.fixture
-def page(graph: AttributionGraph, open_page: Callable[[AttributionGraph], Page]) -> Page:
-    return open_page(graph)
+def page(html: str, open_page: Callable[[str], Page]) -> Page:
+    """The page of ``graph``."""
+    return open_page(html)
 
 
 def read_number(text: str) -> float:

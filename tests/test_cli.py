@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -10,6 +11,8 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
+from page_samples import unpack
+from random_graphs import random_graph
 from safetensors.numpy import load_file
 from safetensors.torch import save_file
 from test_prompt import write_tokenizer
@@ -18,6 +21,7 @@ from transcoder_folders import dictionary, gemma_scope_clt, gemma_scope_plt
 
 import circuits.graphs
 from circuits import cli
+from circuits.graphs.scores import annotate
 
 
 class Done(NamedTuple):
@@ -104,6 +108,24 @@ def test_how_a_trace_is_computed_does_not_change_it(run, source, tmp_path: Path)
     for nodes, edges, unexplored in found[1:]:
         assert (nodes, edges) == found[0][:2]
         assert unexplored == pytest.approx(found[0][2], abs=1e-6)
+
+
+def test_export_prunes_and_pages_hold_more_than_they_show(run, tmp_path: Path) -> None:
+    whole = annotate(random_graph(11, n_layers=8, n_pos=6, per_layer=20, density=0.4))
+    whole.save(tmp_path / "whole.safetensors")
+    done = run("export", "whole.safetensors", "-o", "small.safetensors", "-o", "page.html", "--node-threshold", "0.6",
+               "--edge-threshold", "0.9")
+    assert done.status == 0, done.err
+    small = circuits.graphs.load(tmp_path / "small.safetensors")
+    assert small.node_ids == whole.prune(0.6, 0.9).node_ids
+    values, columns = unpack(re.search(r'id="data">([^<]+)<', (tmp_path / "page.html").read_text())[1])
+    shown = columns["nodes.shown"].astype(bool)
+    assert [node for node, kept in zip(values["ids"], shown, strict=True) if kept] == small.node_ids
+    assert len(shown) > len(small)
+    assert int(columns["edges.shown"].sum()) == small.n_edges
+    wrong = run("export", "whole.safetensors", "-o", "x.html", "--node-threshold", "1.5")
+    one_clear_line(wrong, "node_threshold is 1.5")
+    assert not (tmp_path / "x.html").exists()
 
 
 def test_show_and_export(run, source, tmp_path: Path) -> None:

@@ -2,28 +2,15 @@
 
 from __future__ import annotations
 
-import base64
-import gzip
 import json
 import re
 
 import numpy as np
 import pytest
-from page_samples import HOSTILE, sample_graph
+from page_samples import HOSTILE, sample_graph, unpack
 
 from circuits.graphs.page import bundle, render
 from circuits.graphs.page.packed import pack, to_script_json
-
-
-def unpack(text: str) -> tuple[dict, dict[str, np.ndarray]]:
-    """What packed.js does, written again."""
-    raw = gzip.decompress(base64.b64decode(text))
-    length = int.from_bytes(raw[:4], "little")
-    values = json.loads(raw[4:4 + length])
-    dtypes = {"Float32Array": "<f4", "Int32Array": "<i4", "Uint16Array": "<u2", "Uint8Array": "u1"}
-    columns = {name: np.frombuffer(raw, dtypes[kind], count, 4 + length + start)
-               for name, (kind, start, count) in values.pop("columns").items()}
-    return values, columns
 
 
 def test_packed_columns_and_values_come_back():

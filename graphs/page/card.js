@@ -27,14 +27,16 @@ export class CardView {
       if (state.pins !== previous.pins || state.groups !== previous.groups) this.title?.refresh(state);
       return;
     }
+    const same = previous !== null && state.selected === previous.selected;
     const { scrollTop } = this.root;
+    if (!same && scrollTop !== 0) this.root.scrollTop = 0; // before the new content, which would have to be laid out at once
     const focused = this.root.contains(document.activeElement) && previous?.labels !== state.labels;
     this.root.replaceChildren(...(state.selected !== null ? this.card(state.selected)
       : state.query ? this.results(state.query) : this.overview()));
     this.root.classList.toggle("card", state.selected !== null);
     this.root.dataset.node = state.selected ?? "";
-    this.root.scrollTop = previous !== null && state.selected === previous.selected ? scrollTop : 0;
-    if (focused && state.selected === previous?.selected) this.title?.editButton.focus();
+    if (same && scrollTop !== 0) this.root.scrollTop = scrollTop;
+    if (focused && same) this.title?.editButton.focus();
   }
 
   /** All of one node. */

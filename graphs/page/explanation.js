@@ -1,5 +1,6 @@
 // Why the target has its value: its strongest paths from tokens as sentences, and how much of it they cover.
 
+import { button } from "./button.js";
 import { followNodes, nodeButton } from "./nodebuttons.js";
 import { PARTS, partsBar } from "./parts.js";
 import { element, isolated, number, percent, shorten, visibleLabel, visibleToken } from "./text.js";
@@ -176,12 +177,6 @@ function arrow(weight) {
   made.setAttribute("role", "img");
   made.setAttribute("aria-label", weight < 0 ? "lowers" : "raises");
   return element("span", {}, made, " ");
-}
-
-function button(text, pressed) {
-  const made = element("button", { type: "button", className: "plain" }, text);
-  made.addEventListener("click", pressed);
-  return made;
 }
 
 function same(one, two) {

@@ -1,7 +1,8 @@
 // The panel "Supernodes": one's own, and those that were suggested, to accept, edit or dismiss.
 
-import { groupName } from "./subgraph_layout.js";
+import { button } from "./button.js";
 import { icon } from "./shapes.js";
+import { groupName } from "./subgraph_layout.js";
 import { element, isolated, number, shorten, visibleLabel } from "./text.js";
 
 const SHOWS = ["pins", "groups", "labels", "thresholds", "target", "dismissed"]; // a change of these redraws the panel
@@ -63,11 +64,11 @@ export class GroupsView {
     const influence = group.nodes.reduce((sum, node) => sum + (app.influence[node] || 0), 0);
     const card = element("section", { className: "group" },
       element("div", { className: "title" }, name,
-        button("Split", () => app.splitGroup(group.key), `split ${group.key}`, "The nodes stay pinned"),
-        button("Unpin", () => app.pin(group.nodes, false), `unpin ${group.key}`, "Unpin all of its nodes")),
+        keeping("Split", () => app.splitGroup(group.key), `split ${group.key}`, "The nodes stay pinned"),
+        keeping("Unpin", () => app.pin(group.nodes, false), `unpin ${group.key}`, "Unpin all of its nodes")),
       element("p", { className: "hint" }, `${count(group.nodes.length)}, influence ${number(influence)}`),
       element("ul", {}, ...group.nodes.map((node) => this.member(node,
-        button("Take out", () => app.moveToGroup(node, null), `out ${node}`, "It stays pinned")))));
+        keeping("Take out", () => app.moveToGroup(node, null), `out ${node}`, "It stays pinned")))));
     card.dataset.nodes = group.nodes.join(" ");
     card.dataset.group = group.key;
     card.setAttribute("aria-label", `Supernode ${shorten(groupName(group), LABEL)}`);
@@ -78,7 +79,7 @@ export class GroupsView {
   member(node, behind, before = null) {
     const { graph, kept } = this.app;
     const at = `node ${node} ${(behind ?? before)?.dataset.at ?? ""}`;
-    const name = button("", () => this.app.select(node), at);
+    const name = keeping("", () => this.app.select(node), at);
     name.replaceChildren(icon(graph.kind[node]), isolated(shorten(graph.names[node], LABEL), "name"),
       element("small", {}, graph.place(node)),
       ...(kept.nodes[node] ? [] : [element("small", { className: "note" }, "pruned now")]));
@@ -109,7 +110,7 @@ export class GroupsView {
           isolated(shorten(groupName(within(one)), LABEL)))))]),
       ...(away.length === 0 ? [] : [element("h3", {}, `Dismissed (${away.length})`),
         element("ul", {}, ...away.map((one) => element("li", { className: "away" }, isolated(shown(one)),
-          button("Bring back", () => app.set({ dismissed: dismissed.filter((index) => index !== one.index) }),
+          keeping("Bring back", () => app.set({ dismissed: dismissed.filter((index) => index !== one.index) }),
             `back ${one.index}`))))]),
     ];
   }
@@ -163,7 +164,7 @@ export class GroupsView {
 
   suggestionButtons(one, edit, chosen) {
     const { app } = this;
-    const accept = button("Accept", () => {
+    const accept = keeping("Accept", () => {
       this.edits.delete(one.index);
       app.makeGroup(chosen, edit ? edit.name : one.name);
     }, `accept ${one.index}`, edit ? "Make a supernode of the checked nodes" : "Make a supernode of these nodes");
@@ -172,10 +173,10 @@ export class GroupsView {
       toggle();
       this.draw();
     };
-    const others = edit ? [button("Cancel", () => change(() => this.edits.delete(one.index)), `change ${one.index}`)]
-      : [button("Edit", () => change(() => this.edits.set(one.index, { name: one.name, without: new Set() })),
+    const others = edit ? [keeping("Cancel", () => change(() => this.edits.delete(one.index)), `change ${one.index}`)]
+      : [keeping("Edit", () => change(() => this.edits.set(one.index, { name: one.name, without: new Set() })),
         `change ${one.index}`, "Change its name or its members first"),
-      button("Dismiss", () => app.set({ dismissed: [...app.state.dismissed, one.index] }), `dismiss ${one.index}`)];
+      keeping("Dismiss", () => app.set({ dismissed: [...app.state.dismissed, one.index] }), `dismiss ${one.index}`)];
     return element("p", { className: "buttons" }, accept, ...others);
   }
 }
@@ -195,9 +196,10 @@ function field(value, label, at) {
   return made;
 }
 
-function button(text, pressed, at, title = "") {
-  const made = element("button", { type: "button", className: "plain", title }, text);
+/** A button that keeps the keyboard when the panel is drawn again. */
+function keeping(text, pressed, at, title = "") {
+  const made = button(text, pressed);
+  made.title = title;
   made.dataset.at = at;
-  made.addEventListener("click", pressed);
   return made;
 }

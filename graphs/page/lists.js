@@ -16,7 +16,9 @@ export class Folds {
   section(key, title, note, ...children) {
     const made = element("details", { className: `section of-${key}`, open: !this.shut.has(key) },
       element("summary", {}, element("h3", {}, title), ...(note ? [element("small", {}, note)] : [])), ...children);
-    made.addEventListener("toggle", () => this.shut[made.open ? "delete" : "add"](key));
+    const keep = (open) => this.shut[open ? "delete" : "add"](key);
+    made.firstChild.addEventListener("click", () => keep(!made.open)); // at once: "toggle" comes later than a next node may
+    made.addEventListener("toggle", () => keep(made.open));
     return made;
   }
 }

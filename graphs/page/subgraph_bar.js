@@ -1,5 +1,6 @@
 // The bar above the subgraph: what can be done with what is chosen, with the view, and what to pin first.
 
+import { button } from "./button.js";
 import { savePng, saveSvg } from "./picture.js";
 import { MEMBER } from "./subgraph_boxes.js";
 import { groupName } from "./subgraph_layout.js";
@@ -36,17 +37,10 @@ export function emptyState(app) {
     element("p", { className: "offers" },
       ...offers.map(([what, nodes]) => button(`Pin the ${STRONGEST} most influential ${what} of this target`,
         () => app.pin(nodes), nodes.length === 0)),
-      button(`Pin the ${app.state.path === null ? "strongest" : "lit"} path`, () => app.pin(path), path === null)),
+      button(`Pin the ${app.state.path === null ? "strongest" : "lit"} path`, () => app.pin(path), { disabled: path === null })),
     element("p", { className: "hint" }, "Then drag boxes, choose several with Shift and make supernodes of them, "
       + "or take over suggested ones under Supernodes."),
   ];
-}
-
-function button(text, pressed, disabled = false, title = "") {
-  const made = element("button", { type: "button", className: "plain", disabled, title }, text);
-  if (title) made.setAttribute("aria-label", title);
-  made.addEventListener("click", pressed);
-  return made;
 }
 
 export class Actions {
@@ -60,13 +54,13 @@ export class Actions {
       ...[["nodes", KINDS], ["features", ["feature"]]].map(([what, kinds]) => button(`Pin ${STRONGEST} ${what}`,
         () => app.pin(strongestNodes(app, kinds)), false,
         `Pin the ${STRONGEST} most influential ${what} of this target`)),
-      button("Pin path", () => app.pin(pathNodes(app) ?? []), false, "Pin the lit path, or else the strongest"),
-      button("−", () => view.zoomBy(1 / 1.3), false, "Zoom out"),
-      button("+", () => view.zoomBy(1.3), false, "Zoom in"),
-      button("Fit", () => view.fit(), false, "Fit to the view"),
-      button("Reset layout", () => view.resetLayout(), false, "Reset layout: every box goes back to its own place"),
-      button("SVG", () => saveSvg(view), false, "Save as SVG"),
-      button("PNG", () => savePng(view), false, "Save as PNG"));
+      button("Pin path", () => app.pin(pathNodes(app) ?? []), { title: "Pin the lit path, or else the strongest" }),
+      button("−", () => view.zoomBy(1 / 1.3), { title: "Zoom out" }),
+      button("+", () => view.zoomBy(1.3), { title: "Zoom in" }),
+      button("Fit", () => view.fit(), { title: "Fit to the view" }),
+      button("Reset layout", () => view.resetLayout(), { title: "Reset layout: every box goes back to its own place" }),
+      button("SVG", () => saveSvg(view), { title: "Save as SVG" }),
+      button("PNG", () => savePng(view), { title: "Save as PNG" }));
     this.root = element("div", { className: "actions" }, this.chosen, this.always);
     this.root.setAttribute("role", "toolbar");
     this.root.setAttribute("aria-label", "Subgraph");
@@ -94,11 +88,11 @@ export class Actions {
     if (box?.group) {
       return [button("Rename", () => view.rename(name)),
         button(view.open.has(name) ? "Hide members" : "Show members", () => view.toggleOpen(name)),
-        button("Split", () => app.splitGroup(name), false, "Split the supernode: its nodes stay pinned"),
-        button("Unpin", () => app.pin(box.nodes, false), false, "Unpin all of its nodes")];
+        button("Split", () => app.splitGroup(name), { title: "Split the supernode: its nodes stay pinned" }),
+        button("Unpin", () => app.pin(box.nodes, false), { title: "Unpin all of its nodes" })];
     }
     const takeOut = names.every((one) => one.startsWith(MEMBER))
-      ? [button("Take out", () => view.move(view.chosenNodes(), null), false, "Take out of the supernode")] : [];
+      ? [button("Take out", () => view.move(view.chosenNodes(), null), { title: "Take out of the supernode" })] : [];
     const label = box ? [button("Edit label", () => view.rename(name))] : [];
     const nodes = view.chosenNodes();
     const make = nodes.length > 1 ? [this.nameField(nodes)] : [];

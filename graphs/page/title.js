@@ -1,6 +1,7 @@
 // The head of a node's card: its label, which can be edited in place, its pin, and the supernode it is in.
 
 import { groupOf } from "./actions.js";
+import { button } from "./button.js";
 import { icon } from "./shapes.js";
 import { element, isolated, shorten, visibleLabel } from "./text.js";
 
@@ -114,10 +115,4 @@ function cancelOnEscape(input, done) {
     event.preventDefault();
     done();
   });
-}
-
-function button(text, pressed) {
-  const made = element("button", { type: "button", className: "plain" }, text);
-  made.addEventListener("click", pressed);
-  return made;
 }
