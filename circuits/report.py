@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from circuits.graphs import AttributionGraph
-from circuits.graphs.paths import top_paths
+from circuits.graphs.explain import explain
 
 
 def graph_tables(graph: AttributionGraph, top: int = 10, seconds: float | None = None) -> Iterator[Table | Text]:
@@ -57,13 +57,13 @@ def _features(graph: AttributionGraph, top: int) -> Table:
 def _paths(graph: AttributionGraph, top: int) -> Iterator[Table | Text]:
     if not len(graph.target_nodes):
         return
-    found = top_paths(graph, None, top)
+    told = explain(graph, None, top)
     table = Table("share", "path", title="Strongest paths from tokens", title_justify="left")
-    for path in found:
+    for path in told.paths:
         steps = [f"{visible(graph.nodes.label[n])}{_place_mark(graph, n)}" for n in path.nodes]
         table.add_row(f"{'+' if path.sign > 0 else '-'}{path.share:.2%}", Text(" → ".join(steps)))
     yield table
-    yield Text(f"these paths carry {found.covered:.1%} of the target's input; all paths from tokens {found.total:.1%}")
+    yield Text(told.coverage())
 
 
 def _place(graph: AttributionGraph, node: int) -> str:

@@ -21,6 +21,7 @@ from transcoder_folders import dictionary, gemma_scope_clt, gemma_scope_plt
 
 import circuits.graphs
 from circuits import cli
+from circuits.graphs.explain import explain
 from circuits.graphs.scores import annotate
 
 
@@ -134,6 +135,8 @@ def test_show_and_export(run, source, tmp_path: Path) -> None:
     assert shown.status == 0, shown.err
     assert "Features by influence" in shown.out
     assert "Strongest paths from tokens" in shown.out
+    graph = circuits.graphs.load(tmp_path / "g.safetensors")
+    assert explain(graph, None, 10).coverage() in " ".join(shown.out.split())
     assert json.loads((tmp_path / "n.json").read_text())["model"] == "model"
     exported = run("export", "g.safetensors", "-o", "h.json", "-o", "h.html")
     assert exported.status == 0, exported.err
