@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
-from page_tabs import Watched, listed, read_number
+from page_tabs import Watched, centre, in_hash, listed, read_number
 from playwright.sync_api import Page, expect
 from served_folder import served
 
@@ -124,6 +125,46 @@ def test_unexplained_adds_up_search_table_and_keys(real_page, whole, small):
     row = slice(small.indptr[target], small.indptr[target + 1])
     strongest = small.node_ids[small.indices[row][np.argmax(np.abs(small.weights[row]))]]
     page.wait_for_function("id => new URLSearchParams(location.hash.slice(1)).get('node') === id", arg=strongest)
+
+
+def test_hover_labels_targets_undo_reload_pictures_and_import(real_page, whole, small, tmp_path):
+    page = real_page
+    page.mouse.move(*centre(page, "emb", 5))  # the first column holds constants: this is position 4
+    assert "Jordan" in page.locator("#preview").inner_text()
+    feature = int(np.flatnonzero(small.nodes.kind == "feature")[np.argmax(
+        small.nodes.influence[small.nodes.kind == "feature"])])
+    page.locator(f"#panel button[data-node]:has-text('{small.nodes.layer[feature]}/{small.nodes.feature[feature]}')"
+                 ).first.click()
+    page.locator("#panel").get_by_role("button", name="Edit label").click()
+    page.keyboard.press("Control+a")
+    page.keyboard.type("my name, with <b>")
+    page.keyboard.press("Enter")
+    assert "my name, with <b>" in page.locator("#panel h2").inner_text()
+    page.locator("#panel").get_by_role("button", name="Pin", exact=True).click()
+    page.keyboard.press("Control+z")
+    page.keyboard.press("Control+y")
+    target = int(whole.target_nodes[1])
+    page.get_by_label("Target").select_option(index=2)
+    assert in_hash(page)["target"] == [whole.node_ids[target]]
+    page.reload()
+    page.wait_for_selector("html[data-ready]", state="attached")
+    assert "my name, with <b>" in page.locator("#panel h2").inner_text()
+    assert in_hash(page)["pins"] == [small.node_ids[feature]]
+    page.get_by_role("tab", name="Subgraph").click()
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Save as PNG").click()
+    download.value.save_as(tmp_path / "subgraph.png")
+    assert (tmp_path / "subgraph.png").read_bytes().startswith(b"\x89PNG")
+    made = small.header.supernodes
+    edited = replace(small, header=replace(small.header, pinned=small.node_ids[:2], supernodes=[
+        *made, ["from a file", small.node_ids[0], small.node_ids[1]]]))
+    edited.to_neuronpedia(tmp_path / "edited.json")
+    page.get_by_role("button", name="File").click()
+    with page.expect_file_chooser() as chooser:
+        page.get_by_label("Open annotations").click()
+    chooser.value.set_files(tmp_path / "edited.json")
+    expect(page.locator(".notice")).to_contain_text("1 supernode applied")
+    assert "from%20a%20file" in in_hash(page)["groups"][0] or "from a file" in in_hash(page)["groups"][0]
 
 
 @pytest.fixture(scope="module")
