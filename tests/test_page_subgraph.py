@@ -190,3 +190,18 @@ def test_a_larger_subgraph_is_drawn_quickly(open_page):
       document.activeElement.dispatchEvent(new KeyboardEvent("keydown", { key: "ArrowLeft", bubbles: true }));
       return performance.now() - start; })""")
     assert min(took) < 400
+
+
+def test_what_cannot_be_pinned_is_not_offered_and_buttons_tell_what_they_do(graph, open_page):
+    silent = replace(graph, nodes=replace(graph.nodes, influence=np.zeros(len(graph), np.float32)),
+                     target_nodes=graph.target_nodes[:0], target_weights=graph.target_weights[:0])
+    page = open_page(silent, "left=subgraph")
+    for what in ("15 most influential nodes of this target", "15 most influential features of this target",
+                 "strongest path"):
+        assert page.get_by_role("button", name=f"Pin the {what}").is_disabled()
+    page = open_page(graph, f"left=subgraph&pins={graph.node_ids[100]}")
+    bar = page.get_by_role("toolbar", name="Subgraph")
+    for what in ("nodes", "features"):
+        offered = bar.get_by_role("button", name=f"Pin the 15 most influential {what} of this target")
+        assert offered.inner_text() == f"Pin 15 {what}"
+        assert offered.is_enabled()

@@ -4,9 +4,10 @@ import { cardFacts } from "./facts.js";
 import { edgeSections } from "./inputs.js";
 import { Folds, nodeList } from "./lists.js";
 import { cardSections, promptSection } from "./meaning.js";
+import { followNodes } from "./nodebuttons.js";
 import { reasons } from "./search.js";
-import { Title } from "./title.js";
 import { element, isolated, number, percent, shorten } from "./text.js";
+import { Title } from "./title.js";
 
 const STRONGEST = { feature: 40, error: 20, embedding: 20 }; // nodes listed without a selection
 const TARGET = 60; // characters of a target's name in a heading
@@ -93,19 +94,7 @@ export class CardView {
 
   listen() {
     const { app, root } = this;
-    const nodeOf = (target) => {
-      const button = target.closest("button[data-node]");
-      return button ? Number(button.dataset.node) : null;
-    };
-    root.addEventListener("click", (event) => {
-      const node = nodeOf(event.target);
-      if (node === null) return;
-      app.select(node);
-      root.querySelector("h2")?.focus();
-    });
-    const point = (event) => app.hover(nodeOf(event.target));
-    for (const type of ["pointerover", "focusin"]) root.addEventListener(type, point);
-    for (const type of ["pointerleave", "focusout"]) root.addEventListener(type, () => app.hover(null));
+    followNodes(app, root);
     window.addEventListener("keydown", (event) => {
       if (event.key !== "F2" || app.state.selected === null) return;
       if (app.state.right !== "node") app.set({ right: "node" });

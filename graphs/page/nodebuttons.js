@@ -15,10 +15,10 @@ export function nodeButton(graph, node, parts = null) {
   return made;
 }
 
-/** Makes what has data-node inside `root` work. */
+/** Makes the buttons with data-node inside `root` work. */
 export function followNodes(app, root) {
   const nodeOf = (event) => {
-    const found = event.target.closest("[data-node]");
+    const found = event.target.closest("button[data-node]");
     return found ? Number(found.dataset.node) : null;
   };
   root.addEventListener("click", (event) => {

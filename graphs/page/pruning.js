@@ -1,5 +1,6 @@
 // Live pruning: thresholds as sliders, what they keep, and how the scores depend on them.
 
+import { button } from "./button.js";
 import { Curve } from "./curve.js";
 import { limitsOf } from "./prune.js";
 import { element, percent } from "./text.js";
@@ -39,8 +40,8 @@ export class PruningView {
 
   build() {
     const rows = ["nodes", "edges"].map((name) => this.fieldsOf(name));
-    this.reset = element("button", { type: "button", className: "plain" }, "Reset to what the page opened with");
-    this.reset.addEventListener("click", () => this.app.set({ thresholds: this.app.first.thresholds }));
+    this.reset = button("Reset to what the page opened with",
+      () => this.app.set({ thresholds: this.app.first.thresholds }));
     this.sizes = element("dl", { className: "kept" });
     this.curve = new Curve(this.graph, (axis, value) => this.change(axis, value));
     this.root.replaceChildren(...rows, this.reset, this.sizes, element("h3", {}, "Scores against the threshold"),

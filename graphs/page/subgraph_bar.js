@@ -36,8 +36,9 @@ export function emptyState(app) {
       + "with these."),
     element("p", { className: "offers" },
       ...offers.map(([what, nodes]) => button(`Pin the ${STRONGEST} most influential ${what} of this target`,
-        () => app.pin(nodes), nodes.length === 0)),
-      button(`Pin the ${app.state.path === null ? "strongest" : "lit"} path`, () => app.pin(path), { disabled: path === null })),
+        () => app.pin(nodes), { disabled: nodes.length === 0 })),
+      button(`Pin the ${app.state.path === null ? "strongest" : "lit"} path`, () => app.pin(path),
+        { disabled: path === null })),
     element("p", { className: "hint" }, "Then drag boxes, choose several with Shift and make supernodes of them, "
       + "or take over suggested ones under Supernodes."),
   ];
@@ -52,8 +53,7 @@ export class Actions {
     this.chosen.setAttribute("aria-label", "With what is chosen");
     this.always = element("div", { className: "always" },
       ...[["nodes", KINDS], ["features", ["feature"]]].map(([what, kinds]) => button(`Pin ${STRONGEST} ${what}`,
-        () => app.pin(strongestNodes(app, kinds)), false,
-        `Pin the ${STRONGEST} most influential ${what} of this target`)),
+        () => app.pin(strongestNodes(app, kinds)), { title: `Pin the ${STRONGEST} most influential ${what} of this target` })),
       button("Pin path", () => app.pin(pathNodes(app) ?? []), { title: "Pin the lit path, or else the strongest" }),
       button("−", () => view.zoomBy(1 / 1.3), { title: "Zoom out" }),
       button("+", () => view.zoomBy(1.3), { title: "Zoom in" }),

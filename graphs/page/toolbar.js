@@ -1,7 +1,8 @@
 // Search, what is drawn, undo and redo, and what goes out of the page or comes into it.
 
-import { KIND_MEANINGS, KIND_NAMES, icon } from "./shapes.js";
+import { button } from "./button.js";
 import { exchangeButtons } from "./exchange.js";
+import { KIND_MEANINGS, KIND_NAMES, icon } from "./shapes.js";
 import { element, percent, shorten } from "./text.js";
 
 const EDGE_CHOICES = [0, 300, 1000, 3000, 10000];
@@ -23,8 +24,8 @@ export class Toolbar {
     this.target = this.targetChoice();
     this.edges = this.edgeChoice();
     this.color = this.choice("color", [["kind", "kind"], ["influence", "influence"]], (value) => app.set({ color: value }));
-    this.undo = this.button("undo", "↶", "Undo (Ctrl Z)", () => app.store.undo());
-    this.redo = this.button("redo", "↷", "Redo (Ctrl Y)", () => app.store.redo());
+    this.undo = button("↶", () => app.store.undo(), { id: "undo", title: "Undo (Ctrl Z)" });
+    this.redo = button("↷", () => app.store.redo(), { id: "redo", title: "Redo (Ctrl Y)" });
     root.append(
       element("label", { className: "search" }, "Search ", this.search), this.found,
       ...(app.graph.targets.nodes.length > 1 ? [element("label", {}, "Target ", this.target)] : []),
@@ -70,13 +71,6 @@ export class Toolbar {
   choice(id, options, changed) {
     const made = element("select", { id }, ...options.map(([value, text]) => element("option", { value }, text)));
     made.addEventListener("change", () => changed(made.value));
-    return made;
-  }
-
-  button(id, text, title, pressed) {
-    const made = element("button", { type: "button", id, title }, text);
-    made.setAttribute("aria-label", title);
-    made.addEventListener("click", pressed);
     return made;
   }
 

@@ -144,7 +144,7 @@ def test_hover_labels_targets_undo_reload_pictures_and_import(real_page, whole, 
     page.keyboard.press("Control+z")
     page.keyboard.press("Control+y")
     target = int(whole.target_nodes[1])
-    page.get_by_label("Target").select_option(index=2)
+    page.locator("#target").select_option(index=2)
     assert in_hash(page)["target"] == [whole.node_ids[target]]
     page.reload()
     page.wait_for_selector("html[data-ready]", state="attached")
