@@ -75,6 +75,26 @@ class FrozenLayer:
         """(H, P, P) attention after softmax; rows are queries. Computed anew: for one prompt's inspection."""
         return self.pattern_rows(torch.arange(self.queries.shape[1], device=self.queries.device))
 
+    def transported(self, change: Tensor, first: int = 0) -> Tensor:
+        """What each head brings to each position of changes of the residual stream, before W_O.
+
+        Args:
+            change: (B, P', D) at the positions from ``first`` on, before the layer; there is none before ``first``.
+
+        Returns:
+            (H, B, P', K)
+        """
+        positions = torch.arange(first, first + change.shape[1], device=change.device)
+        values = torch.einsum("bpd,gkd->gpbk", change * self.attn_in_gain[positions], self.w_v)
+        pattern = self.pattern_rows(positions, int(positions[-1]) + 1)[..., first:].unflatten(0, (len(values), -1))
+        mixed = pattern @ values.flatten(2)[:, None]  # (G, H / G, P', B * K)
+        return mixed.flatten(0, 1).unflatten(-1, values.shape[2:]).transpose(1, 2)
+
+    def attended(self, change: Tensor, first: int = 0) -> Tensor:
+        """(B, P', D) what the layer's attention adds to changes (B, P', D); see :meth:`transported`."""
+        written = torch.einsum("hbpk,dhk->bpd", self.transported(change, first), self.w_o)
+        return written * self.attn_out_gain[first:first + change.shape[1]]
+
     def pattern_rows(self, positions: Tensor, n_keys: int | None = None) -> Tensor:
         """(H, n, m) attention of the queries at ``positions`` (n,) over the first ``n_keys`` keys, or all."""
         scores = scores_of(self.queries[:, positions], self.keys[:, :n_keys], positions, 0, self.window)

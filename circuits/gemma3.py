@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from circuits.block import Block
 from circuits.errors import InputError, ModelError
 from circuits.frozen import FrozenLayer, FrozenPass, attend
 from circuits.hub import first_line
@@ -171,6 +172,24 @@ class Gemma3:
             attn_out_norm=1.0 + weight(layer.post_attention_layernorm, where),
             mlp_in_norm=1.0 + weight(layer.pre_feedforward_layernorm, where), projections=projections)
 
+    def block(self, layer: int) -> Block:
+        """The weights of a layer as float32 on its device; read when called, for they may lie on disk."""
+        module = self.hf.model.layers[layer]
+        attn, mlp = module.self_attn, module.mlp
+        frequencies, rotary_scale = _rotary(self.hf.model, attn)
+        heads, groups = (self.n_heads, self.head_dim, -1), (self.n_kv_heads, self.head_dim, -1)
+        return Block(
+            w_q=weight(attn.q_proj).view(heads), w_k=weight(attn.k_proj).view(groups),
+            w_v=weight(attn.v_proj).view(groups), w_o=weight(attn.o_proj).view(-1, *heads[:2]),
+            q_norm=1.0 + weight(attn.q_norm), k_norm=1.0 + weight(attn.k_norm),
+            attn_in_norm=1.0 + weight(module.input_layernorm),
+            attn_out_norm=1.0 + weight(module.post_attention_layernorm),
+            mlp_in_norm=1.0 + weight(module.pre_feedforward_layernorm),
+            mlp_out_norm=1.0 + weight(module.post_feedforward_layernorm), w_gate=weight(mlp.gate_proj),
+            w_up=weight(mlp.up_proj), w_down=weight(mlp.down_proj), activation=mlp.act_fn,
+            frequencies=frequencies.float(), rotary_scale=float(rotary_scale), score_scale=float(attn.scaling),
+            window=attn.sliding_window, eps=self.norm_eps)
+
     def _scale(self, x: Tensor) -> Tensor:
         """(...,) what RMSNorm multiplies ``x`` (..., D) by before its gain: rsqrt(mean x^2 + eps)."""
         return torch.rsqrt(x.pow(2).mean(-1) + self.norm_eps)
@@ -225,6 +244,17 @@ class Gemma3:
         """
         out = self.hf.model(tokens.to(self.device), past_key_values=cache, use_cache=True)
         return out.last_hidden_state[:, -1], out.past_key_values
+
+
+def _rotary(model: Any, attn: Any) -> tuple[Tensor, float]:
+    """(K / 2,) frequencies of a layer's type and the factor on cosine and sine; transformers 4 had a module for each
+    type, 5 has one for both."""
+    local = attn.sliding_window is not None
+    if hasattr(model, "rotary_emb_local"):
+        module = model.rotary_emb_local if local else model.rotary_emb
+        return module.inv_freq, module.attention_scaling
+    kind = "sliding_attention" if local else "full_attention"
+    return getattr(model.rotary_emb, f"{kind}_inv_freq"), getattr(model.rotary_emb, f"{kind}_attention_scaling")
 
 
 def check_dtype(dtype: str) -> None:
