@@ -94,6 +94,15 @@ class Gemma3:
         """(D,) 1 + w of the final norm, without its scale."""
         return 1.0 + weight(self.hf.model.norm)
 
+    def final_norm(self, x: Tensor) -> Tensor:
+        """(..., D) the final norm of residual streams (..., D), float32."""
+        return x * self._scale(x)[..., None] * self.final_norm_gain
+
+    def unembed(self, x: Tensor) -> Tensor:
+        """(..., V) float32 logits of outputs of the final norm (..., D), float32."""
+        return torch.cat([torch.nn.functional.linear(x, part.float())
+                          for part in self._unembedding_parts(MappedFiles())], -1)
+
     def mlp_norm_gain(self, layer: int) -> Tensor:
         """(D,) 1 + w of a layer's pre_feedforward_layernorm, without its scale."""
         return 1.0 + weight(self.hf.model.layers[layer].pre_feedforward_layernorm, self.device)

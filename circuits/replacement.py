@@ -101,6 +101,10 @@ class LocalReplacement:
             found[here] = self.encoders[layer][self.encoder_row[nodes[here]]]
         return found
 
+    def error(self, layer: int, position: int) -> Tensor:
+        """(D,) what the transcoder misses of a layer's MLP output at an unmasked position."""
+        return self.writes[layer].decoders[position - self.n_positions]
+
     @property
     def n_layers(self) -> int:
         return len(self.writes)
