@@ -13,8 +13,15 @@ import torch
 from torch import Tensor
 
 from circuits.errors import InputError
-from circuits.interventions.edits import (OPERATIONS, DirectionEdit, ErrorEdit, FeatureEdit, Intervention, TokenEdit,
-                                          positions_of)
+from circuits.interventions.edits import (
+    OPERATIONS,
+    DirectionEdit,
+    ErrorEdit,
+    FeatureEdit,
+    Intervention,
+    TokenEdit,
+    positions_of,
+)
 from circuits.interventions.modes import Mode
 from circuits.interventions.reading import FeatureReader
 from circuits.replacement import LocalReplacement

@@ -20,8 +20,8 @@ class FeatureEdit:
     """Change a feature's activation.
 
     ``scale`` makes it ``amount`` times its value on the unchanged prompt (0 ablates it, -1 turns it round), ``set``
-    makes it ``amount``, ``add`` adds ``amount``. While generating there is no unchanged prompt: ``scale`` is then of the
-    value the feature would have at that moment.
+    makes it ``amount``, ``add`` adds ``amount``. While generating there is no unchanged prompt: ``scale`` is then of
+    the value the feature would have at that moment.
     """
 
     layer: int

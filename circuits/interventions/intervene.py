@@ -16,7 +16,8 @@ from circuits.gemma3 import Gemma3
 from circuits.interventions.compiled import compile_edits
 from circuits.interventions.edits import Intervention
 from circuits.interventions.modes import FREE, Mode
-from circuits.interventions.passes import Observer, Pass, changed_activations
+from circuits.interventions.passes import Observer, Pass
+from circuits.interventions.reading import changed_activations
 from circuits.interventions.rows import Rows
 from circuits.prompt import check_tokens, tokenize
 from circuits.replacement import LocalReplacement, build_replacement

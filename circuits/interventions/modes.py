@@ -38,8 +38,8 @@ class Mode:
             InputError: clamped layers that the model does not have.
         """
         if self.clamped is not None and not (len(self.clamped) and 0 <= self.clamped[0] <= self.clamped[-1] < n_layers):
-            raise InputError(f"layers {self.clamped.start} to {self.clamped.stop - 1} cannot be clamped: expected a range "
-                             f"inside 0 to {n_layers - 1}")
+            raise InputError(f"layers {self.clamped.start} to {self.clamped.stop - 1} cannot be clamped: expected a "
+                             f"range inside 0 to {n_layers - 1}")
 
 
 FROZEN = Mode(patterns_frozen=True, norms_frozen=True, mlps="clamped")

@@ -10,23 +10,22 @@ Shapes: B interventions, R rows, P positions, D d_model, H query heads, G key/va
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from circuits.block import Block
-from circuits.frozen import FrozenLayer, attend
+from circuits.frozen import FrozenLayer
 from circuits.gemma3 import Gemma3
 from circuits.interventions.compiled import Compiled
 from circuits.interventions.modes import Mode
+from circuits.interventions.padded import attend_padded, frozen_patterns, queries_at_once
+from circuits.interventions.reading import changed_activations
 from circuits.interventions.rows import Rows
+from circuits.interventions.unchanged import Unchanged
 from circuits.replacement import LocalReplacement
 from circuits.transcoder import Transcoders
-
-SCORES = 1 << 24
-"""Attention scores computed at once, over all heads."""
 
 
 class Observer:
@@ -48,44 +47,6 @@ class Observer:
 
     def keys_values(self, layer: int, keys: Tensor, values: Tensor) -> None:
         """Where patterns are free: (B, G, P, K) of each intervention's whole prompt, in the caller's order."""
-
-
-@dataclass(frozen=True)
-class Unchanged:
-    """One layer of the unchanged prompt, computed as the changed ones are: differences are then of the change alone."""
-
-    x: Tensor
-    """(P, D) residual stream before the layer."""
-    attn_in: Tensor
-    """(P, D) output of input_layernorm."""
-    keys: Tensor
-    """(P, G, K)"""
-    values: Tensor
-    """(P, G, K)"""
-    attn_raw: Tensor
-    """(P, D) before post_attention_layernorm."""
-    mid: Tensor
-    """(P, D) residual stream between attention and MLP."""
-    mlp_in: Tensor
-    """(P, D) output of pre_feedforward_layernorm."""
-    mlp_raw: Tensor
-    """(P, D) before post_feedforward_layernorm."""
-    out: Tensor
-    """(P, D) residual stream after the layer."""
-
-    @classmethod
-    def of(cls, block: Block, x: Tensor) -> Unchanged:
-        """The layer on its input (P, D)."""
-        positions = torch.arange(len(x), device=x.device)
-        attn_in = block.norm(x, block.attn_in_norm)
-        keys, values = block.keys(attn_in, positions), block.values(attn_in)
-        by_head, _ = attend(*(t.transpose(0, 1).contiguous() for t in (block.queries(attn_in, positions), keys, values)),
-                            block.window)
-        raw = block.attention_output(by_head.transpose(0, 1))
-        mid = x + block.norm(raw, block.attn_out_norm)
-        mlp_in = block.norm(mid, block.mlp_in_norm)
-        mlp_raw = block.mlp(mlp_in)
-        return cls(x, attn_in, keys, values, raw, mid, mlp_in, mlp_raw, mid + block.norm(mlp_raw, block.mlp_out_norm))
 
 
 class Pass:
@@ -156,10 +117,10 @@ class Pass:
         w_v, w_o = frozen.projections()
         values = Block.project(w_v, normed)
         parts = [values.new_empty(0, len(frozen.queries), values.shape[2])]
-        for group, low in self.rows.groups(items, self._most(len(frozen.queries))):
+        for group, low in self.rows.groups(items, queries_at_once(len(frozen.queries), self.local.n_positions)):
             padded = self.rows.padded(group, low, values)  # (b, Q, G, K)
             mixed = padded.new_empty(*padded.shape[:2], len(frozen.queries), padded.shape[3])
-            for span, pattern in _frozen_patterns(frozen, low):
+            for span, pattern in frozen_patterns(frozen, low):
                 by_group = pattern.unflatten(0, (padded.shape[2], -1))  # (G, H / G, q, Q)
                 mixed[:, span] = torch.einsum("ghqp,bpgk->bqghk", by_group, padded[:, :pattern.shape[2]]).flatten(2, 3)
             parts.append(self.rows.unpadded(group, low, mixed))
@@ -170,9 +131,9 @@ class Pass:
         at = self.rows.position[:len(normed)].to(normed.device)
         queries, keys, values = block.queries(normed, at), block.keys(normed, at), block.values(normed)
         parts = [queries.new_empty(0, *queries.shape[1:])]
-        for group, low in self.rows.groups(items, self._most(queries.shape[1])):
+        for group, low in self.rows.groups(items, queries_at_once(queries.shape[1], self.local.n_positions)):
             whole = [self._whole(group, old, new) for old, new in ((base.keys, keys), (base.values, values))]
-            mixed = _attend(self.rows.padded(group, low, queries), *whole, low, block.window)
+            mixed = attend_padded(self.rows.padded(group, low, queries), *whole, low, block.window)
             parts.append(self.rows.unpadded(group, low, mixed))
         self._report_cache(layer, items, base, keys, values)
         return torch.cat(parts)
@@ -194,10 +155,6 @@ class Pass:
         for observer in looking:
             observer.keys_values(layer, *(whole[order].transpose(1, 2) for whole in both))
 
-    def _most(self, n_heads: int) -> int:
-        """Rows whose scores with every key are computed at once."""
-        return max(1, SCORES // (n_heads * self.local.n_positions))
-
     def _mlp(self, layer: int, frozen: FrozenLayer, block: Block | None, base: Unchanged | None, change: Tensor,
              n: int) -> None:
         """Add the layer's MLP, and the edits' writes, to ``change`` (R, D), whose first ``n`` rows may differ."""
@@ -213,7 +170,8 @@ class Pass:
             observer.mlp_input(layer, rows, before, moved)
         kind = mode.mlp(layer)
         if kind == "free":
-            assert block is not None and base is not None
+            assert block is not None
+            assert base is not None
             change[:n] += self._free_mlp(block, base, before[at] + moved, at)
         else:
             skip = self.local.skips[layer]
@@ -272,55 +230,3 @@ class Pass:
         if (given := self.edits.additions.get(layer)) is not None:
             item, position = given.item.to(change.device), given.position.to(change.device)
             change.index_add_(0, self.rows.find(item, position), given.vector.to(change))
-
-
-def _frozen_patterns(frozen: FrozenLayer, low: int) -> Iterator[tuple[slice, Tensor]]:
-    """The pattern between positions from ``low`` on, in tiles of queries (H, q, m) over the keys they may see."""
-    n_heads, n_pos, _ = frozen.queries.shape
-    tile = max(1, SCORES // (n_heads * n_pos))
-    for start in range(low, n_pos, tile):
-        positions = torch.arange(start, min(start + tile, n_pos), device=frozen.queries.device)
-        stop = int(positions[-1]) + 1
-        yield slice(start - low, stop - low), frozen.pattern_rows(positions, stop)[..., low:]
-
-
-def _attend(queries: Tensor, keys: Tensor, values: Tensor, low: int, window: int | None) -> Tensor:
-    """(b, Q, H, K) attention of padded queries (b, Q, H, K) from position ``low`` on, over keys and values
-    (b, P, G, K)."""
-    b, n_queries, n_heads, head_dim = queries.shape
-    groups = keys.shape[2]
-    queries = queries.transpose(1, 2).unflatten(1, (groups, -1))  # (b, G, H / G, Q, K)
-    keys, values = keys.permute(0, 2, 3, 1), values.transpose(1, 2)  # (b, G, K, P), (b, G, P, K)
-    out = queries.new_empty(b, groups, n_heads // groups, n_queries, head_dim)
-    tile = max(1, SCORES // (b * n_heads * keys.shape[3]))
-    for start in range(0, n_queries, tile):
-        stop = min(start + tile, n_queries)
-        at = low + torch.arange(start, stop, device=keys.device)
-        first = 0 if window is None else max(0, low + start - window + 1)
-        seen = slice(first, low + stop)
-        scores = (queries[..., start:stop, :].flatten(2, 3) @ keys[..., seen]).unflatten(2, (-1, stop - start))
-        distance = at[:, None] - torch.arange(first, low + stop, device=keys.device)
-        scores.masked_fill_((distance < 0) | (distance >= (window or n_queries + low)), -torch.inf)
-        out[..., start:stop, :] = (scores.softmax(-1).flatten(2, 3) @ values[:, :, seen]).unflatten(2, (-1, stop - start))
-    return out.flatten(1, 2).transpose(1, 2)
-
-
-def changed_activations(transcoders: Transcoders, layer: int, before: Tensor, moved: Tensor, at: Tensor
-                         ) -> tuple[Tensor, Tensor, Tensor]:
-    """Row, feature and change of every activation that differs, where the MLP reads ``before[at] + moved`` (r, D)
-    and not ``before[at]``."""
-    row, feature, value = transcoders.encode(layer, before[at] + moved)
-    position, old_feature, old_value = transcoders.encode(layer, before)
-    count = torch.bincount(position, minlength=len(before))
-    ends = count.cumsum(0)
-    lengths = count[at.to(count.device)]
-    old_row = torch.arange(len(at), device=lengths.device).repeat_interleave(lengths)
-    start = (ends - count)[at.to(count.device)] - (lengths.cumsum(0) - lengths)
-    old = torch.arange(len(old_row), device=lengths.device) + start.repeat_interleave(lengths)
-    key = torch.cat([row, old_row]) * transcoders.d_transcoder[layer] + torch.cat([feature, old_feature[old]])
-    distinct, number = torch.unique(key, return_inverse=True)
-    change = value.new_zeros(len(distinct)).index_add_(0, number, torch.cat([value, -old_value[old]]))
-    differs = change != 0
-    size = transcoders.d_transcoder[layer]
-    return ((distinct[differs] // size).to(moved.device), (distinct[differs] % size).to(moved.device),
-            change[differs].to(moved.device))

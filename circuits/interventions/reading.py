@@ -43,3 +43,24 @@ class FeatureReader:
         row, feature, value = (t.to(x.device) for t in self._transcoders.encode(self.layer, x))
         wanted = self.features.to(x.device)[which][row] == feature
         return x.new_zeros(len(x)).index_put((row[wanted],), value[wanted])
+
+
+def changed_activations(transcoders: Transcoders, layer: int, before: Tensor, moved: Tensor, at: Tensor
+                         ) -> tuple[Tensor, Tensor, Tensor]:
+    """Row, feature and change of every activation that differs, where the MLP reads ``before[at] + moved`` (r, D)
+    and not ``before[at]``."""
+    row, feature, value = transcoders.encode(layer, before[at] + moved)
+    position, old_feature, old_value = transcoders.encode(layer, before)
+    count = torch.bincount(position, minlength=len(before))
+    ends = count.cumsum(0)
+    lengths = count[at.to(count.device)]
+    old_row = torch.arange(len(at), device=lengths.device).repeat_interleave(lengths)
+    start = (ends - count)[at.to(count.device)] - (lengths.cumsum(0) - lengths)
+    old = torch.arange(len(old_row), device=lengths.device) + start.repeat_interleave(lengths)
+    key = torch.cat([row, old_row]) * transcoders.d_transcoder[layer] + torch.cat([feature, old_feature[old]])
+    distinct, number = torch.unique(key, return_inverse=True)
+    change = value.new_zeros(len(distinct)).index_add_(0, number, torch.cat([value, -old_value[old]]))
+    differs = change != 0
+    size = transcoders.d_transcoder[layer]
+    return ((distinct[differs] // size).to(moved.device), (distinct[differs] % size).to(moved.device),
+            change[differs].to(moved.device))
