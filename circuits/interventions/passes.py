@@ -14,6 +14,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.nn.functional import embedding_bag, linear
 
 from circuits.block import Block
 from circuits.frozen import FrozenLayer
@@ -124,7 +125,7 @@ class Pass:
                 by_group = pattern.unflatten(0, (padded.shape[2], -1))  # (G, H / G, q, Q)
                 mixed[:, span] = torch.einsum("ghqp,bpgk->bqghk", by_group, padded[:, :pattern.shape[2]]).flatten(2, 3)
             parts.append(self.rows.unpadded(group, low, mixed))
-        return torch.nn.functional.linear(torch.cat(parts).flatten(1), w_o.flatten(1))
+        return linear(torch.cat(parts).flatten(1), w_o.flatten(1))
 
     def _mix_free(self, layer: int, block: Block, base: Unchanged, normed: Tensor, items: int) -> Tensor:
         """(r, H, K) what the heads bring to the rows, from normed inputs (r, D)."""
@@ -190,14 +191,17 @@ class Pass:
 
     def _replaced_mlp(self, layer: int, before: Tensor, moved: Tensor, at: Tensor) -> None:
         """Features respond: put what they write, less what they wrote, to every layer they write to."""
-        read = at >= self.local.masked
+        read = torch.nonzero(at >= self.local.masked)[:, 0]
         row, feature, value = changed_activations(self.transcoders, layer, before, moved[read], at[read])
-        row = torch.nonzero(read)[:, 0][row]
+        if not len(row):
+            return
+        starts = torch.searchsorted(row, torch.arange(len(read), device=row.device))
         features, which = torch.unique(feature, return_inverse=True)
         decoders = self.transcoders.decoder_rows(layer, features).to(before)
         for j, output in enumerate(self.transcoders.output_layers(layer)):
+            written = embedding_bag(which, decoders[:, j].contiguous(), starts, mode="sum", per_sample_weights=value)
             waiting = self._waiting(output)
-            waiting.index_add_(0, row.to(waiting.device), (value[:, None] * decoders[which, j]).to(waiting.device))
+            waiting.index_add_(0, read.to(waiting.device), written.to(waiting.device))
 
     def _change_features(self, layer: int, before: Tensor, moved: Tensor, clamped: bool) -> None:
         """Put the edits' writes to every layer they go to, once each."""
