@@ -80,6 +80,7 @@ def full_parts(work: Path, options: argparse.Namespace) -> Iterator[Part]:
     clt = str(work / "clt" / "width_262k_l0_medium_affine")
     yield Part("pruning", "pruning.py", ())
     yield Part("kernels", "kernels.py", ())
+    yield Part("ablations", "ablations.py", ("--repeats", str(options.repeats)))
     yield Part("page speed", "page_speed.py", ())
     yield Part("scaling", "scaling.py", ("--work", str(work / "scaling"), *repeats, *resume))
     yield Part("long prompt", "scaling.py", ("--lengths", "1024", "--rows-computed", "5000", "--work",
