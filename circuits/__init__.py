@@ -7,14 +7,19 @@ from circuits.errors import CircuitsError, ConservationError, FormatError, Input
 
 if TYPE_CHECKING:
     from circuits.attribution import trace
+    from circuits.interventions.generate import generate
+    from circuits.interventions.intervene import intervene
     from circuits.transcoder import open_transcoders
+    from circuits.validation.validate import validate
     from circuits.weights import load_model
 
 __version__ = "0.1.0"
-__all__ = ["CircuitsError", "ConservationError", "FormatError", "InputError", "ModelError", "load_model",
-           "open_transcoders", "trace"]
+__all__ = ["CircuitsError", "ConservationError", "FormatError", "InputError", "ModelError", "generate", "intervene",
+           "load_model", "open_transcoders", "trace", "validate"]
 
-_LAZY = {"load_model": "circuits.weights", "open_transcoders": "circuits.transcoder", "trace": "circuits.attribution"}
+_LAZY = {"load_model": "circuits.weights", "open_transcoders": "circuits.transcoder", "trace": "circuits.attribution",
+         "validate": "circuits.validation.validate", "intervene": "circuits.interventions.intervene",
+         "generate": "circuits.interventions.generate"}
 _SUBPACKAGES = ("features", "graphs", "kernels", "training")
 
 

@@ -8,20 +8,24 @@ import warnings
 
 import typer
 
+from circuits.commands.attention import attention
 from circuits.commands.common import err
 from circuits.commands.convert import convert
+from circuits.commands.crosscheck import crosscheck
 from circuits.commands.evaluate import evaluate
 from circuits.commands.features import features
 from circuits.commands.graph import export_command, show
 from circuits.commands.serve import serve
+from circuits.commands.steer import steer
 from circuits.commands.trace import trace
 from circuits.commands.train import train
+from circuits.commands.validate import validate
 from circuits.errors import CircuitsError
 from circuits.memory import return_freed_memory
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
                   help="Exact circuit tracing for Gemma 3.")
-for command in (trace, show, serve, evaluate, features, train, convert):
+for command in (trace, attention, crosscheck, show, serve, steer, evaluate, features, train, convert, validate):
     app.command()(command)
 app.command("export")(export_command)
 

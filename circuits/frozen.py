@@ -75,6 +75,13 @@ class FrozenLayer:
         """(H, P, P) attention after softmax; rows are queries. Computed anew: for one prompt's inspection."""
         return self.pattern_rows(torch.arange(self.queries.shape[1], device=self.queries.device))
 
+    def head_pattern(self, head: int) -> Tensor:
+        """(P, P) attention after softmax of one query head."""
+        key_head = head // (len(self.queries) // len(self.keys))
+        positions = torch.arange(self.queries.shape[1], device=self.queries.device)
+        scores = scores_of(self.queries[[head]], self.keys[[key_head]], positions, 0, self.window)
+        return scores.sub_(self.log_sums[[head], :, None]).exp_()[0]
+
     def transported(self, change: Tensor, first: int = 0) -> Tensor:
         """What each head brings to each position of changes of the residual stream, before W_O.
 

@@ -40,6 +40,8 @@ class Starts:
     """(T,)"""
     vector: Tensor
     """(T, D) gradient there, the norm's gain included."""
+    before_attention: bool = False
+    """All enter before their layer's attention instead, where the layer reads queries, keys and values."""
 
 
 class Sweep:
@@ -82,7 +84,8 @@ class Sweep:
                 chosen = waiting.pop(0)
                 try:
                     edges = self._sweep(int(layer[chosen[0]]), torch.from_numpy(position[chosen]),
-                                        starts.vector[torch.from_numpy(chosen).to(starts.vector.device)])
+                                        starts.vector[torch.from_numpy(chosen).to(starts.vector.device)],
+                                        starts.before_attention)
                     block = RowBlock.of(chosen, compact(edges, self.plan.row_mass, self.model.first_constant))
                 except (RuntimeError, MemoryError) as error:
                     if not out_of_memory(error):
@@ -128,14 +131,14 @@ class Sweep:
                 ) from error
         self._rows_at_once = max(1, min(self._rows_at_once, size * self.model.n_positions) // 2)
 
-    def _sweep(self, layer: int, position: Tensor, vector: Tensor) -> Tensor:
+    def _sweep(self, layer: int, position: Tensor, vector: Tensor, before_attention: bool) -> Tensor:
         """(S, B) float32 edges from every source to each target of one layer; ``position`` (B,) ascending."""
         cone, batch = int(position[-1]) + 1, len(position)
         batch_state = _State(Factors.start(vector.to(self.dtype), position.to(vector.device)), cone, self)
         main = self.model.frozen.embeddings.device
         out = {device: torch.zeros(self.model.n_sources, batch, device=device)
                for device in {main, *(at.device for at in self.layers[:layer])}}
-        if layer < self.model.n_layers:
+        if layer < self.model.n_layers and not before_attention:
             batch_state.cross(self.layers[layer])
         carried = self.carried is not None and layer > 0
         for below in reversed(range(layer)):

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ import numpy as np
 
 from circuits.graphs.activations import Activations, activations_of_nodes
 from circuits.graphs.cards import CardSource, FeatureCards, graph_cards
+from circuits.graphs.heads import HeadTable
 from circuits.graphs.nodes import NodeTable
 
 if TYPE_CHECKING:
@@ -60,6 +62,11 @@ class Header:
     created: str = ""
     """UTC time, ISO 8601."""
     warnings: list[str] = field(default_factory=list)
+    validation: dict[str, Any] = field(default_factory=dict)
+    """What interventions measured of what the graph predicts, empty where nobody did: ``frozen_max_relative_error``,
+    ``spearman_influence``, ``spearman_edge``, ``spearman_activation``, ``spearman_shuffled``,
+    ``log_pearson_influence``, ``n_features``, ``created``, and ``effects``: [node id, predicted, measured] for
+    features, the effect of ablating the feature on the target."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,6 +90,8 @@ class AttributionGraph:
     :meth:`prompt_activations` gives the table in either case."""
     cards: FeatureCards | CardSource | None = None
     """What is known of the features, or what can make it when asked; None: nothing. :meth:`feature_cards` asks."""
+    heads: HeadTable | None = None
+    """Which attention heads carry the edges; None: nobody looked."""
 
     def __len__(self) -> int:
         return len(self.nodes)
@@ -164,7 +173,7 @@ class AttributionGraph:
     def subgraph(self, keep: np.ndarray, keep_edges: np.ndarray | None = None) -> AttributionGraph:
         """The graph of the nodes in the mask ``keep`` (N,) and, of the edges between them, those in the mask
         ``keep_edges`` (E,). Pins and supernodes lose the nodes that are gone; ``activations`` keep every place where a
-        feature that is left fired."""
+        feature that is left fired, ``heads`` every edge whose two nodes are left."""
         keep = np.asarray(keep, dtype=bool)
         keep_edges = None if keep_edges is None else np.asarray(keep_edges, dtype=bool)
         new = np.cumsum(keep, dtype=np.int32) - np.int32(1)
@@ -188,7 +197,8 @@ class AttributionGraph:
             indices=np.concatenate(indices), weights=np.concatenate(weights),
             target_nodes=new[self.target_nodes[kept_targets]],
             target_weights=self.target_weights[kept_targets], header=header,
-            activations=self.prompt_activations().left(nodes))
+            activations=self.prompt_activations().left(nodes),
+            heads=None if self.heads is None else self.heads.left(np.where(keep, new, -1)))
 
     def prune(self, node_threshold: float = 0.8, edge_threshold: float = 0.98) -> AttributionGraph:
         """The part that carries the given shares of influence; see :func:`graphs.prune.prune`."""
@@ -201,6 +211,11 @@ class AttributionGraph:
         from circuits.graphs.paths import top_paths
 
         return top_paths(self, target, count)
+
+    def validate(self, model: Any, transcoders: Any, **settings: Any) -> Any:
+        """Test the graph on the model it explains; see :func:`circuits.validate`."""
+        # by name: who has a model has the engine, and graphs alone must load without it
+        return import_module("circuits.validation.validate").validate(self, model, transcoders, **settings)
 
     def save(self, path: str | Path) -> None:
         """Write the native file; see :func:`graphs.store.save`."""

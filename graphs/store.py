@@ -53,7 +53,7 @@ def save(graph: AttributionGraph, path: str | Path) -> None:
     tensors["nodes.kind"] = np.array([KINDS.index(kind) for kind in graph.nodes.kind], np.uint8)
     tensors["nodes.label"] = _string_bytes([str(label) for label in graph.nodes.label])
     tensors |= {name: np.ascontiguousarray(getattr(graph, name), dtype) for name, dtype in _ARRAYS.items()}
-    tensors |= optional_tensors(graph.activations, graph.feature_cards(), _string_bytes)
+    tensors |= optional_tensors(graph.activations, graph.feature_cards(), graph.heads, _string_bytes)
     metadata = {"format": FORMAT_NAME, "format_version": str(FORMAT_VERSION), "header": to_json(asdict(graph.header))}
     with replacing(path) as temporary:
         try:
@@ -127,6 +127,8 @@ def check(graph: AttributionGraph) -> None:
     _require(_within(nodes.layer, -1, header.n_layers), f"node layers must lie in -1..{header.n_layers}")
     _require(graph.activations is None or _within(graph.activations.position, 0, len(header.tokens) - 1),
              f"positions of activations must lie in 0..{len(header.tokens) - 1}")
+    if graph.heads is not None:
+        graph.heads.check_fits(n, len(header.tokens))
 
 
 @contextmanager

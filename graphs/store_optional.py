@@ -1,9 +1,11 @@
-"""Tables of the native graph file that a graph may lack: where features fired, and what is known of them.
+"""Tables of the native graph file that a graph may lack: where features fired, what is known of them, and which heads
+carry its edges.
 
 Tensors: one per column of :class:`Activations` under ``activations.``; one per column of :class:`FeatureCards` under
 ``cards.``, ``cards.promoted.``, ``cards.suppressed.`` and ``cards.contexts.``; the token ids that the cards use,
-``cards.texts.token`` (int32), and their texts, ``cards.texts.text``, strings like ``nodes.label``. A table is in the
-file whole or not at all.
+``cards.texts.token`` (int32), and their texts, ``cards.texts.text``, strings like ``nodes.label``; one per column of
+:class:`HeadTable` under ``heads.``, its patterns one after another, its names strings likewise, and ``heads.shape``
+(int32): n_heads and n_pos. A table is in the file whole or not at all.
 """
 
 from __future__ import annotations
@@ -16,11 +18,14 @@ import numpy as np
 from circuits.errors import InputError
 from circuits.graphs.activations import ACTIVATION_DTYPES, Activations
 from circuits.graphs.cards import CARD_DTYPES, CONTEXT_DTYPES, LIST_DTYPES, Contexts, FeatureCards, TokenLists
+from circuits.graphs.heads import HEAD_DTYPES, HeadTable
 
 _PARTS: dict[str, dict[str, Any]] = {
     "activations.": ACTIVATION_DTYPES, "cards.": CARD_DTYPES, "cards.promoted.": LIST_DTYPES,
     "cards.suppressed.": LIST_DTYPES, "cards.contexts.": CONTEXT_DTYPES,
-    "cards.texts.": {"token": np.int32, "text": np.uint8}}
+    "cards.texts.": {"token": np.int32, "text": np.uint8},
+    "heads.": HEAD_DTYPES | {"shape": np.int32, "pattern": np.float32, "pair_query_name": np.uint8,
+                             "pair_key_name": np.uint8}}
 
 
 def optional_dtypes(names: set[str]) -> dict[str, Any]:
@@ -30,7 +35,7 @@ def optional_dtypes(names: set[str]) -> dict[str, Any]:
             for name, dtype in part.items()}
 
 
-def optional_tensors(activations: Activations | None, cards: FeatureCards | None,
+def optional_tensors(activations: Activations | None, cards: FeatureCards | None, heads: HeadTable | None,
                      pack: Callable[[list[str]], np.ndarray]) -> dict[str, np.ndarray]:
     """The tables as tensors; ``pack`` makes bytes (uint8) of strings."""
     tensors: dict[str, np.ndarray] = {}
@@ -41,11 +46,15 @@ def optional_tensors(activations: Activations | None, cards: FeatureCards | None
         tokens = sorted(cards.texts)
         tensors["cards.texts.token"] = np.array(tokens, np.int32)
         tensors["cards.texts.text"] = pack([cards.texts[token] for token in tokens])
+    if heads is not None:
+        tensors |= {f"heads.{name}": column for name, column in heads.tensors().items()}
+        tensors["heads.pair_query_name"] = pack(heads.pair_query_name)
+        tensors["heads.pair_key_name"] = pack(heads.pair_key_name)
     return {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
 
 
 def optional_tables(tensors: dict[str, np.ndarray], unpack: Callable[[str, np.ndarray], list[str]]) -> dict[str, Any]:
-    """What of ``activations`` and ``cards`` the tensors hold.
+    """What of ``activations``, ``cards`` and ``heads`` the tensors hold.
 
     Args:
         tensors: of a file, those of :func:`optional_dtypes` among them.
@@ -65,6 +74,10 @@ def optional_tables(tensors: dict[str, np.ndarray], unpack: Callable[[str, np.nd
             **_columns(tensors, "cards."), promoted=TokenLists(**_columns(tensors, "cards.promoted.")),
             suppressed=TokenLists(**_columns(tensors, "cards.suppressed.")),
             contexts=Contexts(**_columns(tensors, "cards.contexts.")), texts=dict(zip(tokens, texts, strict=True)))
+    if "heads.shape" in tensors:
+        columns = _columns(tensors, "heads.")
+        tables["heads"] = HeadTable.of_tensors(
+            columns, *(unpack(f"heads.{name}", columns[name]) for name in ("pair_query_name", "pair_key_name")))
     return tables
 
 

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 
 from circuits.errors import InputError
+
+if TYPE_CHECKING:
+    from circuits.gemma3 import Gemma3
+    from circuits.graphs import AttributionGraph
+    from circuits.transcoder import Transcoders
 
 out, err = Console(), Console(stderr=True)
 
@@ -50,6 +55,23 @@ def check_outputs(paths: Sequence[Path | None], graphs: Sequence[Path] = ()) -> 
                 pass
         except OSError as error:
             raise InputError(f"cannot write {path}: {error.strerror or error}; choose another place") from None
+
+
+def open_for(graph: AttributionGraph, model: str | None, transcoders: str | None, device: str,
+             report: Callable[[str, int, int], None]) -> tuple[Gemma3, Transcoders]:
+    """The model and the transcoders that ``graph`` was made with, where no others are named.
+
+    Raises:
+        InputError: the graph does not say, or nothing is there.
+    """
+    import circuits
+
+    names = {"model": model or graph.header.model, "transcoders": transcoders or graph.header.transcoders}
+    if unknown := [option for option, name in names.items() if not name]:
+        raise InputError(f"the graph does not say which {unknown[0]} it was made with: give --{unknown[0]}")
+    report("loading the model", 0, 1)
+    opened = circuits.load_model(names["model"], device=device, progress=report)
+    return opened, circuits.open_transcoders(names["transcoders"], device=opened.device)
 
 
 def write_json(path: Path | None, values: dict[str, Any]) -> None:

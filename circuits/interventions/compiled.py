@@ -105,11 +105,11 @@ def compile_edits(transcoders: Transcoders, local: LocalReplacement, interventio
                                           for position in _feature_positions(transcoders, local, edit)]
             else:
                 found[layer].additions += [(item, *write) for write in _additions(local, edit)]
-    layers = [(layer, at, position) for layer, edits in found.items()
-              for at, position, *_ in [*edits.features, *edits.additions]]
+    places = [(layer, edit[0], edit[1]) for layer, edits in found.items()
+              for edit in [*edits.features, *edits.additions]]
     first_layer, first_position = (torch.full((len(interventions),), local.n_layers + local.n_positions)
                                    for _ in range(2))
-    for layer, item, position in layers:
+    for layer, item, position in places:
         first_layer[item] = min(int(first_layer[item]), layer)
         first_position[item] = min(int(first_position[item]), position)
     features = {layer: _feature_changes(transcoders, local, layer, edits.features)

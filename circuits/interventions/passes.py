@@ -133,8 +133,8 @@ class Pass:
         queries, keys, values = block.queries(normed, at), block.keys(normed, at), block.values(normed)
         parts = [queries.new_empty(0, *queries.shape[1:])]
         for group, low in self.rows.groups(items, queries_at_once(queries.shape[1], self.local.n_positions)):
-            whole = [self._whole(group, old, new) for old, new in ((base.keys, keys), (base.values, values))]
-            mixed = attend_padded(self.rows.padded(group, low, queries), *whole, low, block.window)
+            mixed = attend_padded(self.rows.padded(group, low, queries), self._whole(group, base.keys, keys),
+                                  self._whole(group, base.values, values), low, block.window)
             parts.append(self.rows.unpadded(group, low, mixed))
         self._report_cache(layer, items, base, keys, values)
         return torch.cat(parts)

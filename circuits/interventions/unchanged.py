@@ -43,8 +43,9 @@ class Unchanged:
         positions = torch.arange(len(x), device=x.device)
         attn_in = block.norm(x, block.attn_in_norm)
         keys, values = block.keys(attn_in, positions), block.values(attn_in)
-        by_head, _ = attend(*(heads.transpose(0, 1).contiguous()
-                              for heads in (block.queries(attn_in, positions), keys, values)), block.window)
+        queries = block.queries(attn_in, positions)
+        by_head, _ = attend(queries.transpose(0, 1).contiguous(), keys.transpose(0, 1).contiguous(),
+                            values.transpose(0, 1).contiguous(), block.window)
         raw = block.attention_output(by_head.transpose(0, 1))
         mid = x + block.norm(raw, block.attn_out_norm)
         mlp_in = block.norm(mid, block.mlp_in_norm)
