@@ -1,14 +1,17 @@
-"""For the page's tests: a pruned-looking graph with all kinds of nodes, hostile strings, and reading packed data."""
+"""For the page's tests: a pruned-looking graph with all kinds of nodes, heads and checks of it, hostile strings, and
+reading packed data."""
 
 from __future__ import annotations
 
 import base64
 import gzip
 import json
+from typing import Any
 
 import numpy as np
 
 from circuits.graphs.graph import AttributionGraph, Header, NodeTable
+from circuits.graphs.heads import HeadTable
 
 TOKENS = ["<bos>", "Fact", ":", " Michael", " Jordan", " plays", " the", " sport", " of", "\n"]
 N_LAYERS = 18
@@ -85,6 +88,63 @@ def sample_edges(rng, kind, layer, position, mean_inputs: int = 12):
         weights += list(rng.normal(0, 1, len(row)) * rng.pareto(1.5, len(row)) * 0.1)
         indptr.append(len(indices))
     return np.array(indptr), np.array(indices, dtype=np.int64), np.array(weights, dtype=np.float64)
+
+
+def sample_heads(graph: AttributionGraph, n_heads: int = 4, n_edges: int = 60, n_views: int = 6, n_pairs: int = 5,
+                 seed: int = 0) -> HeadTable:
+    """Heads of the edges with the largest weight: at each layer between their ends parts that, with what passes by, add
+    up to the edge; patterns with a sink; and scores of some cells, with components that are nodes and others."""
+    rng = np.random.default_rng(seed)
+    nodes, n_pos = graph.nodes, len(graph.header.tokens)
+    rows = np.repeat(np.arange(len(graph)), np.diff(graph.indptr))
+    parts = []
+    for e in np.argsort(-np.abs(graph.weights), kind="stable")[:n_edges].tolist():
+        target, source = int(rows[e]), int(graph.indices[e])
+        for layer in range(int(nodes.layer[source]) + 1, min(int(nodes.layer[target]) + 1, graph.header.n_layers)):
+            share = rng.dirichlet(np.full(n_heads + 1, 0.3)) * rng.choice([1, 1, 1, -1], n_heads + 1)
+            for head in np.flatnonzero(np.abs(share[:n_heads]) > 0.05).tolist():  # the last is what passes by
+                parts.append((target, source, layer, head, share[head] * graph.weights[e]))
+    parts.sort(key=lambda part: (part[0], part[1], -abs(np.float32(part[4]))))
+    target, source, layer, head, loading = (np.array(column) for column in zip(*parts, strict=True))
+    keys, which = np.unique(layer * n_heads + head, return_inverse=True)
+    weight = np.bincount(which, np.abs(loading))
+    best = np.argsort(-weight, kind="stable")[:n_views]
+    score = rng.normal(0, 1.5, (n_views, n_pos, n_pos))
+    score[:, :, 0] += 3
+    score[:, np.triu(np.ones((n_pos, n_pos), bool), 1)] = -np.inf
+    pattern = np.exp(score - score.max(-1, keepdims=True))
+    pattern /= pattern.sum(-1, keepdims=True)
+    cells = [(view, query, key) for view in range(n_views) for query in (n_pos - 1, n_pos // 2)
+             for key in (0, query - 1)]
+    view, query, key = np.repeat(np.array(cells), n_pairs, axis=0).T
+
+    def component(position: int) -> int:
+        here = np.flatnonzero(nodes.position == position)
+        return int(rng.choice(here)) if len(here) and rng.random() < 0.5 else -1
+
+    query_node, key_node = (np.array([component(position) for position in side]) for side in (query, key))
+    query_name, key_name = (["decoder bias" if node < 0 else str(nodes.label[node]) for node in side]
+                            for side in (query_node, key_node))
+    value, whole = rng.normal(0, 1, len(view)), score[view, query, key]
+    return HeadTable(
+        n_heads, target.astype(np.int32), source.astype(np.int32), layer.astype(np.int16), head.astype(np.int16),
+        loading.astype(np.float32), (keys[best] // n_heads).astype(np.int16), (keys[best] % n_heads).astype(np.int16),
+        weight[best].astype(np.float32), pattern.astype(np.float32), view.astype(np.int16), query.astype(np.int16),
+        key.astype(np.int16), query_node.astype(np.int32), key_node.astype(np.int32), query_name, key_name,
+        value.astype(np.float32), whole.astype(np.float32))
+
+
+def sample_validation(graph: AttributionGraph, seed: int = 0) -> dict[str, Any]:
+    """Effects of half of the features and of one that the graph lacks, and numbers that stand beside them."""
+    rng = np.random.default_rng(seed)
+    features = np.flatnonzero(graph.nodes.kind == "feature")[::2]
+    predicted = -rng.normal(0, 1, len(features)) * rng.pareto(1.5, len(features)) * 0.1
+    measured = predicted * rng.uniform(0.3, 1.4, len(features)) + rng.normal(0, 0.02, len(features))
+    effects = [[graph.node_ids[i], float(p), float(m)] for i, p, m in zip(features, predicted, measured, strict=True)]
+    return {"frozen_max_relative_error": 3.4e-6, "spearman_influence": 0.7312, "spearman_edge": 0.6523,
+            "spearman_activation": 0.3111, "spearman_shuffled": -0.0214, "log_pearson_influence": 0.688,
+            "n_features": len(effects) + 1, "created": "2026-01-02T03:04:05+00:00",
+            "effects": [*effects, ["9_9_9", 0.25, -0.125]]}
 
 
 HOSTILE = [

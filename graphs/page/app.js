@@ -9,7 +9,7 @@ import { notice } from "./notice.js";
 import { matches } from "./search.js";
 import { Store } from "./store.js";
 
-const LOOKED = ["selected", "left", "right"]; // a change of these is a step of the browser's Back
+const LOOKED = ["selected", "edge", "head", "left", "right"]; // a change of these is a step of the browser's Back
 const DRAWN = 1000; // faint edges drawn at first
 const TOO_LONG = "The address of this page cannot hold all of your changes: download them as JSON to keep them.";
 
@@ -35,9 +35,9 @@ export class App {
     return this.store.state;
   }
 
-  /** Change fields of the state; see Store.set. */
+  /** Change fields of the state; see Store.set. Another selection closes the card of an edge. */
   set(changes, options) {
-    this.store.set(changes, options);
+    this.store.set("selected" in changes ? { edge: null, ...changes } : changes, options);
   }
 
   subscribe(listener) {
@@ -154,5 +154,5 @@ function firstState(graph) {
   const pins = [...new Set([...inGraph(graph.header.pinned), ...groups.flatMap((group) => group.nodes)])];
   return { selected: null, pins, groups, labels: {}, thresholds: limitsOf(graph).first, target: null, path: null,
     query: "", left: "graph", right: "node", drawn: Math.min(DRAWN, graph.edgeCount),
-    color: "kind", places: {}, dismissed: [], large: null };
+    color: "kind", places: {}, dismissed: [], large: null, edge: null, head: null, cell: null };
 }

@@ -1,5 +1,8 @@
-// The panel beside the graph: targets and strongest nodes, what the search found, or one node with all it adds up from.
+// The panel beside the graph: targets and strongest nodes, what the search found, one node with all it adds up
+// from, or one edge with the heads that carry it.
 
+import { followEdges } from "./edgebuttons.js";
+import { edgeCard } from "./edgecard.js";
 import { cardFacts } from "./facts.js";
 import { edgeSections } from "./inputs.js";
 import { Folds, nodeList } from "./lists.js";
@@ -12,29 +15,34 @@ import { Title } from "./title.js";
 const STRONGEST = { feature: 40, error: 20, embedding: 20 }; // nodes listed without a selection
 const TARGET = 60; // characters of a target's name in a heading
 
-/** The panel "Node": the selected node; or else what the search found, or the targets and what matters most. */
+/** The panel "Node": the edge that is open, or the selected node; or else what the search found, or what matters most. */
 export class CardView {
   constructor(app, root) {
     this.app = app;
     this.root = root;
     this.folds = new Folds();
     this.title = null;
+    this.edge = null;
     this.listen();
   }
 
   render(state, previous) {
-    const drawn = ["selected", "thresholds", "labels", "target", ...(state.selected === null ? ["query"] : [])];
+    const drawn = ["selected", "edge", "thresholds", "labels", "target", ...(state.selected === null ? ["query"] : [])];
     if (previous !== null && drawn.every((name) => state[name] === previous[name])) {
       if (state.pins !== previous.pins || state.groups !== previous.groups) this.title?.refresh(state);
+      this.edge?.refresh(state);
       return;
     }
-    const same = previous !== null && state.selected === previous.selected;
+    const same = previous !== null && state.selected === previous.selected && state.edge === previous.edge;
     const { scrollTop } = this.root;
     if (!same && scrollTop !== 0) this.root.scrollTop = 0; // before the new content, which would have to be laid out at once
     const focused = this.root.contains(document.activeElement) && previous?.labels !== state.labels;
-    this.root.replaceChildren(...(state.selected !== null ? this.card(state.selected)
-      : state.query ? this.results(state.query) : this.overview()));
-    this.root.classList.toggle("card", state.selected !== null);
+    this.title = null;
+    this.edge = null;
+    this.root.replaceChildren(...(state.edge !== null ? this.edgeElements(state.edge)
+      : state.selected !== null ? this.card(state.selected)
+        : state.query ? this.results(state.query) : this.overview()));
+    this.root.classList.toggle("card", state.selected !== null || state.edge !== null);
     this.root.dataset.node = state.selected ?? "";
     if (same && scrollTop !== 0) this.root.scrollTop = scrollTop;
     if (focused && same) this.title?.editButton.focus();
@@ -51,9 +59,14 @@ export class CardView {
       ...promptSection(app, node, folds), ...tokens, ...edgeSections(app, node, folds), ...examples)];
   }
 
+  /** All of one edge. */
+  edgeElements(edge) {
+    this.edge = edgeCard(this.app, edge, this.folds);
+    return this.edge.elements;
+  }
+
   results(query) {
     const { graph } = this.app;
-    this.title = null;
     const found = this.app.matches(query);
     if (found.length === 0) {
       return [element("p", { className: "hint" }, "Nothing found among the nodes that are shown. Words are looked for "
@@ -71,7 +84,6 @@ export class CardView {
   /** Without a selection: the targets, then the nodes that matter most for the chosen one. */
   overview() {
     const { graph, state } = this.app;
-    this.title = null;
     const targets = graph.targets.nodes.map((node, i) => ({ node, cells: [targetShare(graph, node, i)] }));
     const towards = state.target === null ? "" : ` for \u2068${shorten(graph.names[state.target], TARGET)}\u2069`;
     const section = (key, title, heads, rows) => (rows.length === 0 ? []
@@ -95,6 +107,7 @@ export class CardView {
   listen() {
     const { app, root } = this;
     followNodes(app, root);
+    followEdges(app, root);
     window.addEventListener("keydown", (event) => {
       if (event.key !== "F2" || app.state.selected === null) return;
       if (app.state.right !== "node") app.set({ right: "node" });

@@ -14,6 +14,7 @@ from circuits.graphs.cards import FeatureCards
 from circuits.graphs.explain import explain
 from circuits.graphs.graph import KINDS, AttributionGraph
 from circuits.graphs.group import suggest
+from circuits.graphs.heads import HeadTable
 
 MAX_EDGES = 200_000
 """A page holds at most this many edges, the strongest by share of their target's input; it says how many it left."""
@@ -23,6 +24,10 @@ CONTEXT_BUDGET = 6_000
 """Of all features together, at least two of each."""
 PATHS = 24
 EXPLAINED_TARGETS = 10
+PATTERN_NUMBERS = 4_000_000
+"""A page holds at most this many attention weights: the whole patterns of the heads that carry most."""
+PATTERN_STEPS = 65535
+"""Attention weights are kept as so many parts of 1: rounded by less than 1e-5."""
 
 
 def page_content(graph: AttributionGraph, shown: tuple[np.ndarray, np.ndarray] | None = None
@@ -38,9 +43,11 @@ def page_content(graph: AttributionGraph, shown: tuple[np.ndarray, np.ndarray] |
     cards = graph.feature_cards()
     features = _features(graph)
     known, card_columns = _card_columns(cards, features)
+    about_heads, head_columns = _head_columns(graph.heads)
     values = {"header": _plain(asdict(graph.header)), "kinds": KINDS, "ids": graph.node_ids,
               "labels": [str(label) for label in graph.nodes.label], "totalEdges": graph.n_edges,
-              "suggestions": [_plain(asdict(s)) for s in suggest(graph, cards)], "paths": _paths(graph), **known}
+              "suggestions": [_plain(asdict(s)) for s in suggest(graph, cards)], "paths": _paths(graph),
+              "heads": about_heads, **known}
     nodes_shown, edges_shown = shown if shown is not None else (np.ones(len(graph), bool), np.ones(graph.n_edges, bool))
     columns = _node_columns(graph) | {
         "nodes.shown": nodes_shown.astype(np.uint8),
@@ -48,7 +55,7 @@ def page_content(graph: AttributionGraph, shown: tuple[np.ndarray, np.ndarray] |
         "edges.weights": graph.weights[kept], "edges.shown": edges_shown[kept].astype(np.uint8),
         "targets.nodes": graph.target_nodes, "targets.weights": graph.target_weights,
         "features.layer": features[:, 0], "features.feature": features[:, 1],
-        **_activation_columns(graph, features), **card_columns}
+        **_activation_columns(graph, features), **card_columns, **head_columns}
     return values, columns
 
 
@@ -88,6 +95,33 @@ def _card_columns(cards: FeatureCards | None, features: np.ndarray) -> tuple[dic
     place[:] = [cards.find(int(layer), int(feature)) for layer, feature in features]
     return {"texts": {str(token): text for token, text in cards.texts.items()}}, {
         "features.card": place, **{f"cards.{name}": column for name, column in cards.columns().items()}}
+
+
+def _head_columns(heads: HeadTable | None) -> tuple[dict[str, Any] | None, dict[str, np.ndarray]]:
+    """The heads that carry edges; patterns and pairs of those that carry most, the first of them first."""
+    if heads is None:
+        return None, {}
+    size = heads.n_pos * heads.n_pos
+    views = np.argsort(-heads.view_weight, kind="stable")[: PATTERN_NUMBERS // max(1, size)]
+    place = np.full(len(heads.view_layer), -1)
+    place[views] = np.arange(len(views))
+    pairs = place[heads.pair_view] >= 0
+    names, name = np.unique(np.array([*heads.pair_query_name, *heads.pair_key_name], object), return_inverse=True)
+    query_name, key_name = name.reshape(2, -1)[:, pairs].astype(np.int32)
+    about = {"positions": heads.n_pos, "names": names.tolist(),
+             "omitted": len(heads.view_layer) - len(views)}
+    pattern = np.rint(np.clip(heads.pattern[views], 0, 1) * PATTERN_STEPS)
+    return about, {
+        "heads.target": heads.target, "heads.source": heads.source, "heads.layer": heads.layer.astype(np.uint16),
+        "heads.head": heads.head.astype(np.uint16), "heads.loading": heads.loading,
+        "views.layer": heads.view_layer[views].astype(np.uint16),
+        "views.head": heads.view_head[views].astype(np.uint16), "views.weight": heads.view_weight[views],
+        "views.pattern": pattern.reshape(-1).astype(np.uint16),
+        "pairs.view": place[heads.pair_view[pairs]].astype(np.uint16),
+        "pairs.query": heads.pair_query[pairs].astype(np.uint16), "pairs.key": heads.pair_key[pairs].astype(np.uint16),
+        "pairs.queryNode": heads.pair_query_node[pairs], "pairs.keyNode": heads.pair_key_node[pairs],
+        "pairs.queryName": query_name, "pairs.keyName": key_name, "pairs.value": heads.pair_value[pairs],
+        "pairs.score": heads.pair_score[pairs]}
 
 
 def _paths(graph: AttributionGraph) -> list[dict[str, Any]]:

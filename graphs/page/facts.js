@@ -2,6 +2,7 @@
 
 import { KIND_NAMES } from "./shapes.js";
 import { number, percent } from "./text.js";
+import { effectOf } from "./validation.js";
 
 /** Influence of all nodes on the chosen target: what a share of influence is a share of. */
 export function influenceTotal(app) {
@@ -23,6 +24,11 @@ export function cardFacts(app, node) {
       `of the influence of all nodes${app.state.target === null ? "" : " on the chosen target"}`]);
   }
   if (graph.kind[node] !== "feature") return facts;
+  const effect = effectOf(graph, node);
+  if (effect) {
+    facts.push(["ablated, predicted", number(effect.predicted, true), "what ablating it does to the target, by the graph"],
+      ["measured", number(effect.measured, true), "what ablating it did to the target"]);
+  }
   const threshold = graph.nodes.threshold[node];
   if (!Number.isNaN(threshold)) facts.push(["threshold", number(threshold), "silent at or below this pre-activation"]);
   const data = graph.card(node);

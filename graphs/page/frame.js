@@ -2,9 +2,9 @@
 
 import { element } from "./text.js";
 
-const LEFT = { graph: "Graph", subgraph: "Subgraph", split: "Both", table: "Table" };
+const LEFT = { graph: "Graph", subgraph: "Subgraph", split: "Both", table: "Table", attention: "Attention" };
 const RIGHT = { node: "Node", explanation: "Explanation", unexplained: "Unexplained", groups: "Supernodes",
-  pruning: "Pruning" };
+  pruning: "Pruning", checked: "Checked" };
 const PANES = { graph: ["plot"], subgraph: ["subgraph"], split: ["plot", "subgraph"], table: ["table"], node: ["panel"] };
 const NARROWEST = 300; // px of the side panel
 const STEP = 24; // px that an arrow key moves the splitter
@@ -12,7 +12,8 @@ const byId = (id) => document.getElementById(id);
 
 /** Make the tabs and follow the state. */
 export function openFrame(app) {
-  const sides = { left: tabs(app, "left", LEFT), right: tabs(app, "right", RIGHT) };
+  const right = app.graph.values.live?.steer ? { ...RIGHT, steer: "Steer" } : RIGHT;
+  const sides = { left: tabs(app, "left", LEFT), right: tabs(app, "right", right) };
   const show = (state) => {
     for (const [side, buttons] of Object.entries(sides)) showSide(state, side, buttons);
     byId("main").dataset.large = state.large ?? "";

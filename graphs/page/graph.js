@@ -1,5 +1,6 @@
 // The graph in memory: columns, inputs (rows of the file), outputs (the same edges, turned), and what adds up to what.
 
+import { Heads } from "./heads.js";
 import { number, percent, shorten, visibleLabel, visibleToken } from "./text.js";
 
 const ROUNDING = 1e-5; // of a row: float32 sums from the trace agree with sums of the edges here no better
@@ -27,6 +28,7 @@ export class Graph {
     this.features = part(columns, "features");
     this.active = part(columns, "active");
     this.cards = part(columns, "cards");
+    this.heads = values.heads ? new Heads(values.heads, (name) => part(columns, name)) : null;
     this.featureOf = this.findFeatures();
     this.byId = new Map(this.ids.map((id, i) => [id, i]));
     this.levels = this.findLevels();
@@ -81,6 +83,13 @@ export class Graph {
     if (this.isConstant[this.edges.indices[e]]) return NaN;
     const total = this.rowTotal[this.target[e]];
     return total > 0 ? Math.abs(this.edges.weights[e]) / total : 0;
+  }
+
+  /** The edge from one node to another, or -1. */
+  edgeBetween(source, target) {
+    const { indptr, indices } = this.edges;
+    const place = indices.subarray(indptr[target], indptr[target + 1]).indexOf(source);
+    return place < 0 ? -1 : indptr[target] + place;
   }
 
   /** [{node, edge, weight, share}] into `node`, largest |weight| first; only edges of the mask `kept`, where given. */

@@ -3,8 +3,8 @@
 import { clean } from "./actions.js";
 import { limitsOf } from "./prune.js";
 
-const CHOICES = { left: ["graph", "subgraph", "split", "table"],
-  right: ["node", "explanation", "unexplained", "groups", "pruning"], color: ["kind", "influence"],
+const CHOICES = { left: ["graph", "subgraph", "split", "table", "attention"],
+  right: ["node", "explanation", "unexplained", "groups", "pruning", "checked"], color: ["kind", "influence"],
   large: ["left", "right"] };
 const LONGEST_QUERY = 1000; // characters
 export const LONGEST = 500_000; // characters of a hash: addresses end at 2 million, and a longer one is a mistake
@@ -15,6 +15,9 @@ export function encode(graph, state, first) {
   const put = (name, value) => found.set(name, value);
   const list = (nodes) => nodes.map((node) => graph.ids[node]).join(",");
   if (state.selected !== null) put("node", graph.ids[state.selected]);
+  if (state.edge !== null) put("edge", list([graph.edges.indices[state.edge], graph.target[state.edge]]));
+  if (state.head !== null) put("head", state.head);
+  if (state.cell !== null) put("cell", state.cell.join(","));
   for (const name of Object.keys(CHOICES)) if (state[name] !== first[name]) put(name, state[name]);
   if (state.target !== null) put("target", graph.ids[state.target]);
   for (const name of ["nodes", "edges"]) {
@@ -47,8 +50,14 @@ export function decode(graph, hash, first) {
   const nodes = (list) => [...new Set(list.split(",").map((id) => graph.byId.get(id)).filter((i) => i !== undefined))];
   const state = { selected: node("node"), target: node("target"), thresholds: thresholdsIn(graph, found, first) };
   if (state.target !== null && !graph.targetWeight.has(state.target)) state.target = null;
+  const ends = nodes(found.get("edge") ?? "");
+  const edge = ends.length === 2 ? graph.edgeBetween(...ends) : -1;
+  state.edge = edge < 0 ? null : edge;
+  state.head = graph.heads?.has(found.get("head")) ? found.get("head") : null;
+  state.cell = cellIn(graph, found.get("cell") ?? "");
   for (const [name, choices] of Object.entries(CHOICES)) {
-    state[name] = choices.includes(found.get(name)) ? found.get(name) : first[name];
+    const live = name === "right" && graph.values.live?.steer && found.get(name) === "steer";
+    state[name] = live || choices.includes(found.get(name)) ? found.get(name) : first[name];
   }
   state.drawn = /^\d{1,9}$/.test(found.get("drawn")) ? Number(found.get("drawn")) : first.drawn;
   state.query = (found.get("query") ?? "").slice(0, LONGEST_QUERY);
@@ -64,6 +73,12 @@ export function decode(graph, hash, first) {
   state.dismissed = dismissed.size === 0 ? first.dismissed
     : graph.values.suggestions.map((_, i) => i).filter((i) => dismissed.has(graph.values.suggestions[i].nodes[0]));
   return state;
+}
+
+/** [query, key], positions of the prompt, or null. */
+function cellIn(graph, text) {
+  const cell = /^\d{1,5},\d{1,5}$/.test(text) ? text.split(",").map(Number) : null;
+  return cell !== null && cell.every((position) => position < graph.columns) ? cell : null;
 }
 
 function thresholdsIn(graph, found, first) {

@@ -3,7 +3,7 @@
 import { sentence } from "./preview.js";
 import { element } from "./text.js";
 
-const VIEWS = ["graph", "subgraph", "split", "table"];
+const VIEWS = ["graph", "subgraph", "split", "table", "attention"];
 
 export const KEYS = [
   ["↑ ↓", "in the graph: to the strongest output, to the strongest input"],
@@ -11,12 +11,12 @@ export const KEYS = [
   ["Home", "in the graph: to the first target"],
   ["Enter, Space", "in the graph: select the node pointed at"],
   ["P", "pin or unpin: in the graph the node pointed at, elsewhere the selected node"],
-  ["Escape", "clear, one after the other: what is enlarged, the lit path, the selection, the search"],
+  ["Escape", "clear, one after the other: what is enlarged, the lit path, the edge, the selection, the search"],
   ["F2", "edit the label of the selected node, rename in the subgraph"],
   ["Delete", "in the subgraph: unpin, or take a member out"],
   ["Shift", "with click, Enter or a drag in the subgraph: choose several"],
   ["/", "search"],
-  ["1 … 4", "graph, subgraph, both, table"],
+  ["1 … 5", "graph, subgraph, both, table, attention"],
   ["Ctrl Z, Ctrl Y", "undo, redo (Ctrl Shift Z redoes, too)"],
   ["?", "this list"],
 ];
@@ -40,7 +40,7 @@ function press(event, app) {
   else if (event.key === "/") document.getElementById("search").focus();
   else if (event.key === "?") showKeys();
   else if (event.key === "p" && app.state.selected !== null) togglePin(app, app.state.selected);
-  else if (/^[1-4]$/.test(event.key)) app.set({ left: VIEWS[Number(event.key) - 1] });
+  else if (/^[1-5]$/.test(event.key)) app.set({ left: VIEWS[Number(event.key) - 1] });
   else return;
   event.preventDefault();
 }
@@ -49,6 +49,7 @@ function clear(app) {
   if (document.querySelector("dialog[open]")) document.querySelector("dialog[open]").close();
   else if (app.state.large !== null) app.set({ large: null });
   else if (app.state.path !== null) app.set({ path: null });
+  else if (app.state.edge !== null) app.set({ edge: null });
   else if (app.state.selected !== null) app.select(null);
   else if (app.state.query !== "") app.set({ query: "" });
   app.hover(null);

@@ -1,5 +1,6 @@
 // Lists of nodes in the side panel, and the sections that hold them: these fold, and stay as they were left.
 
+import { openButton } from "./edgebuttons.js";
 import { icon, KIND_NAMES } from "./shapes.js";
 import { element, isolated, shorten } from "./text.js";
 
@@ -24,8 +25,9 @@ export class Folds {
 }
 
 /**
- * A list of nodes, rows of {node, cells, weight, share, why}: `cells` are texts or elements beside the name, `why()` a
- * line below it; `weight` and `share` tint the row. `heads` name the columns, each [text, meaning].
+ * A list of nodes, rows of {node, cells, weight, share, why, edge}: `cells` are texts or elements beside the name,
+ * `why()` a line below it; `weight` and `share` tint the row; an `edge` has a button of its own. `heads` name the
+ * columns, each [text, meaning].
  */
 export function nodeList(graph, name, heads, rows) {
   if (rows.length === 0) return [element("p", { className: "hint" }, "None in this graph.")];
@@ -57,7 +59,7 @@ function walkRows(event) {
   event.preventDefault();
 }
 
-function nodeRow(graph, { node, cells, weight, share, why }) {
+function nodeRow(graph, { node, cells, weight, share, why, edge }) {
   const text = shorten(graph.names[node], LABEL);
   const title = `${KIND_NAMES[graph.kind[node]]}: ${text}`;
   const button = element("button", { type: "button", className: "row", title },
@@ -69,5 +71,5 @@ function nodeRow(graph, { node, cells, weight, share, why }) {
     button.classList.add(weight < 0 ? "negative" : "positive");
     button.style.setProperty("--share", String(Number.isNaN(share) ? 0 : Math.min(1, share)));
   }
-  return element("li", {}, button);
+  return element("li", {}, button, ...(edge === undefined ? [] : [openButton(edge)]));
 }

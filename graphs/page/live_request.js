@@ -10,9 +10,9 @@ export class Refused extends Error {
   }
 }
 
-/** The JSON of the answer. Throws Refused: the server is gone, or says why not. */
-export async function request(method, address, body = undefined, headers = {}) {
-  const options = { method, headers: { ...headers }, credentials: "same-origin", cache: "no-store" };
+/** The JSON of the answer. Throws Refused: the server is gone, says why not, or `signal` ended it. */
+export async function request(method, address, body = undefined, headers = {}, signal = null) {
+  const options = { method, headers: { ...headers }, credentials: "same-origin", cache: "no-store", signal };
   if (body !== undefined) {
     options.headers["Content-Type"] = "application/json";
     options.body = jsonText(body);

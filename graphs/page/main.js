@@ -1,7 +1,9 @@
 // Puts the page together: reads the graph, makes the views, and draws those that are open when the state changes.
 
 import { App } from "./app.js";
+import { AttentionView } from "./attention.js";
 import { CardView } from "./card.js";
+import { CheckedView } from "./checked.js";
 import { ExplanationView } from "./explanation.js";
 import { openFrame } from "./frame.js";
 import { Graph } from "./graph.js";
@@ -9,6 +11,7 @@ import { GroupsView } from "./groups.js";
 import { showHeader } from "./header.js";
 import { listenToKeys } from "./keys.js";
 import { connect } from "./live.js";
+import { SteerView } from "./live_steer.js";
 import { unpack } from "./packed.js";
 import { Plot } from "./plot.js";
 import { followPointer } from "./preview.js";
@@ -19,7 +22,8 @@ import { Toolbar } from "./toolbar.js";
 import { UnexplainedView } from "./unexplained.js";
 
 const byId = (id) => document.getElementById(id);
-const OPEN_IN = { graph: ["plot"], subgraph: ["subgraph"], split: ["plot", "subgraph"], table: ["table"] };
+const OPEN_IN = { graph: ["plot"], subgraph: ["subgraph"], split: ["plot", "subgraph"], table: ["table"],
+  attention: ["attention"] };
 
 async function start() {
   const graph = new Graph(await unpack(byId("data").textContent));
@@ -30,11 +34,12 @@ async function start() {
   const toolbar = new Toolbar(app, byId("tools"));
   const views = {
     plot: new Plot(app, byId("plot")), subgraph: new SubgraphView(app, byId("subgraph")),
-    table: new TableView(app, byId("table")), node: new CardView(app, byId("panel")),
+    table: new TableView(app, byId("table")), attention: new AttentionView(app, byId("attention")), node: new CardView(app, byId("panel")),
     explanation: new ExplanationView(app, byId("explanation")),
     unexplained: new UnexplainedView(app, byId("unexplained")), groups: new GroupsView(app, byId("groups")),
-    pruning: new PruningView(app, byId("pruning")),
+    pruning: new PruningView(app, byId("pruning")), checked: new CheckedView(app, byId("checked")),
   };
+  if (graph.values.live?.steer) views.steer = new SteerView(app, byId("steer"), graph.values.live.steer);
   const seen = {}; // the state each view has drawn
   const draw = (state) => {
     toolbar.render(state, seen.toolbar ?? null);
