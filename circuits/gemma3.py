@@ -101,7 +101,7 @@ class Gemma3:
     def unembed(self, x: Tensor) -> Tensor:
         """(..., V) float32 logits of outputs of the final norm (..., D), float32."""
         return torch.cat([torch.nn.functional.linear(x, part.float())
-                          for part in self._unembedding_parts(MappedFiles())], -1)
+                          for part in self.unembedding.detach().split(UNEMBEDDED_AT_ONCE)], -1)
 
     def mlp_norm_gain(self, layer: int) -> Tensor:
         """(D,) 1 + w of a layer's pre_feedforward_layernorm, without its scale."""

@@ -35,6 +35,9 @@ from circuits.validation.linear import linear_effects
 from circuits.validation.rerun import Rerun
 from circuits.validation.validate import Validation, validate
 
+one_kind = pytest.mark.parametrize("case", ["skip clt"], indirect=True)
+"""For what does not depend on the kind of transcoder."""
+
 
 def silent(stage: str, done: int, total: int) -> None:
     """No progress."""
@@ -117,6 +120,7 @@ def test_edges_of_every_kind_of_source_are_checked(case: Case) -> None:
         assert found.max_relative_error > 0.5, kind
 
 
+@one_kind
 def test_an_edge_that_causality_forbids_is_found(case: Case) -> None:
     """From a later position: the intervention reaches nothing there."""
     nodes = case.graph.nodes
@@ -131,6 +135,7 @@ def test_an_edge_that_causality_forbids_is_found(case: Case) -> None:
     assert found.max_relative_error == pytest.approx(1.0)
 
 
+@one_kind
 def test_features_whose_numbers_are_swapped_are_found(case: Case) -> None:
     nodes = case.graph.nodes
     first = int(np.flatnonzero((nodes.kind == "feature") & (nodes.layer == 1))[0])
@@ -152,6 +157,7 @@ def test_other_decoders_are_found(model: Gemma3, tmp_path: Path) -> None:
     assert not check_frozen(Rerun.of(graph, model, other, None, silent), silent).passed
 
 
+@one_kind
 @pytest.mark.parametrize("whole", [7, 10_000])
 def test_chunks_do_not_change_the_frozen_check(case: Case, monkeypatch: pytest.MonkeyPatch, whole: int) -> None:
     """Chunks of calls, and of passes within a call."""
@@ -162,6 +168,7 @@ def test_chunks_do_not_change_the_frozen_check(case: Case, monkeypatch: pytest.M
     np.testing.assert_allclose(found.direct, case.report.frozen.direct, rtol=1e-3, atol=1e-5)
 
 
+@one_kind
 def test_a_graph_with_dropped_edges_is_checked_on_those_it_has(case: Case) -> None:
     found = case.check(case.kept)
     assert found.n_edges == case.kept.n_edges < case.graph.n_edges
@@ -194,6 +201,7 @@ def test_effects_equal_a_loop_over_single_ablations(case: Case) -> None:
             np.testing.assert_allclose(found.size(ours)[some], by_hand, rtol=1e-3, atol=1e-5)
 
 
+@one_kind
 def test_chunks_do_not_change_effects(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ablation, "AT_ONCE", 7)
     direct = np.zeros((len(case.kept), 3), np.float32)
@@ -288,6 +296,7 @@ def test_shuffling_leaves_chance_and_the_bootstrap_holds_the_value() -> None:
     assert shuffled_spearman(x, y, 20, 5) == shuffled_spearman(x, y, 20, 5) != shuffled_spearman(x, y, 20, 6)
 
 
+@one_kind
 def test_baselines_are_of_the_right_columns(case: Case) -> None:
     found = case.report.correlations
     ablations, graph = case.report.ablations, case.kept
@@ -315,6 +324,7 @@ def grouped(case: Case) -> AttributionGraph:
                                                                   ["none", token]]))
 
 
+@one_kind
 def test_supernodes_are_scaled_beside_matched_controls(case: Case) -> None:
     rerun = case.rerun(grouped(case))
     steered = steering.steer_supernodes(rerun, (0.0, 3.0), 2, 0, silent)
@@ -353,6 +363,7 @@ def place(name: str) -> FeatureEdit:
     return FeatureEdit(int(layer), int(feature), int(position))
 
 
+@one_kind
 def test_controls_are_near_and_as_strong(case: Case) -> None:
     rerun = case.rerun(grouped(case))
     [one, _] = steering.steer_supernodes(rerun, (0.0,), 1, 0, silent)
@@ -373,6 +384,7 @@ def test_controls_are_near_and_as_strong(case: Case) -> None:
         taken.add(found)
 
 
+@one_kind
 def test_a_graph_that_is_not_pruned_is_pruned_and_one_that_is_is_not(case: Case) -> None:
     assert case.report.pruned
     assert len(case.kept) == len(case.graph.prune(0.8, 0.98)) < len(case.graph)
@@ -381,6 +393,8 @@ def test_a_graph_that_is_not_pruned_is_pruned_and_one_that_is_is_not(case: Case)
     assert not again.pruned
     assert len(again.graph) == len(narrow)
     assert again.frozen.n_edges == narrow.n_edges
+    assert [one.controls for one in case.report.steering] == [one.controls for one in steering.steer_supernodes(
+        case.rerun(case.kept), (0.0,), 1, 0, silent)]
     assert not again.ablations.layers
     assert not again.steering
 
@@ -411,6 +425,7 @@ def test_a_direction_must_be_given_again_and_a_contrast_need_not(model: Gemma3, 
     assert all(one.probability is None and one.probability_before is None for one in found.steering)
 
 
+@one_kind
 @pytest.mark.parametrize(("settings", "message"), [
     ({"multipliers": ()}, "multipliers are"), ({"multipliers": (math.nan,)}, "multipliers are"),
     ({"controls": -1}, "controls is -1")])

@@ -7,8 +7,7 @@ from typing import Annotated
 
 import typer
 
-from circuits.commands.common import Device, JsonFile, check_outputs, err, out, progress, write_json
-from circuits.errors import InputError
+from circuits.commands.common import Device, JsonFile, check_outputs, err, open_for, out, progress, write_json
 
 
 def validate(
@@ -37,10 +36,7 @@ def validate(
     import circuits
 
     with progress() as report:
-        report("loading the model", 0, 1)
-        opened = circuits.load_model(_named(model or loaded.header.model, "model"), device=device, progress=report)
-        dictionary = circuits.open_transcoders(_named(transcoders or loaded.header.transcoders, "transcoders"),
-                                               device=opened.device)
+        opened, dictionary = open_for(loaded, model, transcoders, device, report)
         found = circuits.validate(loaded, opened, dictionary, layers=not no_layers, steering=not no_steering,
                                   controls=controls, seed=seed, progress=report)
     for table in found.tables():
@@ -56,9 +52,3 @@ def validate(
     if not found.frozen.passed:
         err.print(f"warning: frozen interventions miss the graph's edges by {found.frozen.max_relative_error:.1e} "
                   "(relative), expected at most 1e-4 in float32", style="yellow", markup=False, highlight=False)
-
-
-def _named(name: str, option: str) -> str:
-    if not name:
-        raise InputError(f"the graph does not say which {option} it was made with: give --{option}")
-    return name

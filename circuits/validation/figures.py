@@ -11,7 +11,6 @@ import numpy as np
 from circuits.training.plots import HELD_OUT, OTHER, TRAINING, Figure, Section, figure, line, log_axis
 from circuits.validation.layers import LayerAgreement
 from circuits.validation.steering import Steering
-from circuits.validation.tables import MEASURES
 from circuits.validation.validate import Validation
 
 BARS = {"spearman_influence": "influence", "spearman_edge": "direct edge", "spearman_activation": "activation",
@@ -37,7 +36,7 @@ def _influence(report: Validation) -> Figure | None:
     if not shown.any():
         return None
     x, y = found.influence[shown].tolist(), effect[shown].tolist()
-    return figure("influence", "Influence beside effect", f"{MEASURES['log_pearson_influence'].capitalize()}: "
+    return figure("influence", "Influence beside effect", "Log-log correlation "
                   f"{_said(report, 'log_pearson_influence')}. {int((~shown).sum())} features of no influence or no "
                   "effect are not drawn.",
                   [_points(report, x, y, shown)], xaxis=log_axis("Influence", x, "~g"),

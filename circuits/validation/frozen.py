@@ -132,7 +132,8 @@ class _Measured(Observer):
         place = np.stack([nodes.layer[read], nodes.position[read]])
         for layer, position in np.unique(place, axis=1).T.tolist():
             here = read[(place[0] == layer) & (place[1] == position)]
-            encoders = rerun.local.encoder_vectors(torch.from_numpy(rerun.numbers[here]))
+            chosen = torch.from_numpy(rerun.numbers[here]).to(rerun.local.active.layer.device)
+            encoders = rerun.local.encoder_vectors(chosen)
             self._targets[layer].append((position, here, encoders))
 
     def mlp_input(self, layer: int, rows: Rows, before: Tensor, change: Tensor) -> None:

@@ -54,14 +54,14 @@ def _facts(report: Validation) -> list[tuple[str, str]]:
 
 
 def _measures(report: Validation) -> Iterator[tuple[str, str, str]]:
-    """(name, value, meaning)"""
+    """(what, value, note)"""
     frozen, found = report.frozen, report.correlations
-    yield ("frozen_max_relative_error", f"{frozen.max_relative_error:.1e}",
-           f"{frozen.n_nodes:,} nodes doubled with all else frozen, {frozen.n_edges:,} edges compared. This tests the "
-           "tracer; it must be below 1e-4 in float32.")
+    yield ("All else frozen: largest relative error of an edge", f"{frozen.max_relative_error:.1e}",
+           f"{frozen.n_nodes:,} nodes doubled, {frozen.n_edges:,} edges compared. This tests the tracer; it must be "
+           "below 1e-4 in float32.")
     for key, meaning in MEASURES.items():
         if (value := found[key]) is not None:
-            yield key, f"{value:.3f}", meaning.capitalize() + "."
+            yield meaning[:1].upper() + meaning[1:], f"{value:.3f}", f"{key} in the JSON"
 
 
 def _digest(text: str) -> str:
