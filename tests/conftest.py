@@ -6,10 +6,17 @@ import os
 import pytest
 import torch
 from page_modules import modules  # noqa: F401
-from page_tabs import browser, graph, html, open_page, page, tab  # noqa: F401  (fixtures of the browser tests)
+from page_tabs import browser, chromium, graph, html, open_page, page, tab  # noqa: F401  (fixtures of the browser tests)
 
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
+
+
+@pytest.hookimpl(trylast=True)  # after the fixtures of the module are gone
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
+    """Closes the browser where the next test is in another module and does not use it."""
+    if nextitem is None or (nextitem.path != item.path and "browser" not in getattr(nextitem, "fixturenames", ())):
+        chromium.close()
 
 
 @pytest.fixture(scope="session")

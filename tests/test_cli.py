@@ -1,9 +1,7 @@
 """The ``circuits`` command in this process: results, numbers as JSON, and one clear line for every bad input."""
 
 import json
-import os
 import re
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
+from forked_processes import run_ranks
 from page_samples import unpack
 from random_graphs import random_graph
 from safetensors.numpy import load_file
@@ -223,19 +222,20 @@ def test_train_on_files_with_a_settings_file(run, source, tmp_path: Path) -> Non
     assert done.status == 0, done.err
 
 
-def test_train_under_torchrun(source, tmp_path: Path) -> None:
+def command(*arguments: str) -> None:
+    sys.argv = ["circuits", *arguments]
+    cli.main()
+
+
+def test_train_on_two_processes(run, source, tmp_path: Path) -> None:
     arguments = ["train", *source[:2], "-o", "run", "--features", "16", "--span", "2", "--active", "3", "--epochs", "1",
                  "--batch", "20", "--shards", "1", "--sequences", "8", "--length", "10", "--vocabulary", "0",
                  "--device", "cpu", "--refit", "1", "--json", "q.json"]
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "circuits"]
-    done = subprocess.run([*command, *arguments], cwd=tmp_path, capture_output=True, text=True, check=False,
-                          env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=240)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.count("wrote run/transcoder") == 1
+    written = run_ranks(2, command, *arguments, output=tmp_path)
+    assert written.count("wrote run/transcoder") == 1
     shared = json.loads((tmp_path / "q.json").read_text())
-    alone = subprocess.run([sys.executable, "-m", "circuits", *arguments, "-o", "alone", "--json", "alone.json"],
-                           cwd=tmp_path, capture_output=True, text=True, check=False, timeout=240)
-    assert alone.returncode == 0, alone.stderr[-3000:]
+    done = run(*arguments, "-o", "alone", "--json", "alone.json")
+    assert done.status == 0, done.err
     assert shared["fvu_mean"] == pytest.approx(json.loads((tmp_path / "alone.json").read_text())["fvu_mean"], rel=1e-2)
 
 

@@ -93,7 +93,7 @@ def test_the_numbers_of_one_intervention(setting: Setting, run: Callable[..., tu
     low, at, value = setting.active(0)
     values = setting.made.encode(2, setting.model.freeze(setting.tokens).mlp_in[2])[at]
     high, before = int(values.argmax()), float(values.max())
-    said, numbers = run(PROMPT, "--node", f"0/{low}/{at}=-20", "--node", f"2/{high}/{at}+=3", "--top", 7)
+    said, numbers = run(PROMPT, "--node", f"0/{low}/{at}=-20", "--node", f"2/{high}/{at}+=3", "--top", 40)
     edits = (FeatureEdit(0, low, [at], "scale", -20.0), FeatureEdit(2, high, [at], "add", 3.0))
     free = intervene(setting.model, setting.transcoders, setting.tokens, Intervention(edits))
     replaced = intervene(setting.model, setting.transcoders, setting.tokens, Intervention(edits), REPLACED)
@@ -105,7 +105,10 @@ def test_the_numbers_of_one_intervention(setting: Setting, run: Callable[..., tu
     now = float(setting.made.encode(2, setting.inputs_with(low, at, -21 * value)[2])[at, high])
     assert abs(now - before) > 0.1
     assert (second["before"], second["after"]) == pytest.approx((before, now + 3), rel=1e-4, abs=1e-5)
-    assert len(found["tokens"]) == 7
+    assert all((f["layer"], f["feature"], f["position"]) != (2, high, at) for f in found["reacting"])
+    likely = torch.maximum(free.probabilities_before, free.probabilities[0]).topk(40).indices.tolist()
+    assert [token["token"] for token in found["tokens"]] == likely
+    assert set(likely) - set(free.probabilities_before.topk(40).indices.tolist())
     kl = torch.nn.functional.kl_div(free.logits[0].log_softmax(-1), free.probabilities_before, reduction="sum")
     assert found["kl"] == pytest.approx(float(kl), rel=1e-3)
     for token in found["tokens"]:
@@ -177,7 +180,8 @@ def test_a_supernode_of_a_graph(setting: Setting, run: Callable[..., tuple[str, 
 @pytest.mark.parametrize("mode", ["frozen", "replaced", "1-2"])
 def test_modes(setting: Setting, run: Callable[..., tuple[str, dict[str, Any]]], mode: str) -> None:
     low, at, value = setting.active(1)
-    said, numbers = run(PROMPT, "--node", f"1/{low}/{at}=4", "--node", "2/3/4+=2", "--mode", mode)
+    high = int(setting.made.encode(2, setting.model.freeze(setting.tokens).mlp_in[2])[at].argmax())
+    said, numbers = run(PROMPT, "--node", f"1/{low}/{at}=4", "--node", f"2/{high}/{at}+=2", "--mode", mode)
     found = numbers["steered"][0]
     assert f"Next token ({mode})" in said
     assert ("predicted by the graph" in said) == (mode != "replaced")

@@ -1,36 +1,37 @@
 """Allocator settings do what they say, or nothing; memory given back comes back from the file, and nothing is lost."""
 
-import subprocess
+import resource
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from forked_processes import start_process
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from circuits import memory
 from circuits.memory import MappedFiles
 
-PROGRAM = """
-import resource, torch
-from circuits import memory
-getattr(memory, {setting!r})()
-for _ in range(4):
-    torch.ones(40 << 20, dtype=torch.uint8)
-before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-for _ in range(20):
-    torch.ones(40 << 20, dtype=torch.uint8)
-print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
-"""
+
+def count_faults(setting: str) -> None:
+    """Prints how often memory of the system is mapped anew under a setting."""
+    getattr(memory, setting)()
+    for _ in range(4):
+        torch.ones(40 << 20, dtype=torch.uint8)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(20):
+        torch.ones(40 << 20, dtype=torch.uint8)
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc only")
-def test_kept_memory_is_not_mapped_anew() -> None:
+def test_kept_memory_is_not_mapped_anew(tmp_path: Path) -> None:
     faults = {}
     for setting in ("keep_freed_memory", "return_freed_memory"):
-        done = subprocess.run([sys.executable, "-c", PROGRAM.format(setting=setting)], capture_output=True, text=True,
-                              check=True)
-        faults[setting] = int(done.stdout)
+        process = start_process(count_faults, setting, output=tmp_path / setting)
+        process.join()
+        faults[setting] = int((tmp_path / setting).read_text())
     assert faults["keep_freed_memory"] < 0.3 * faults["return_freed_memory"]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from page_tabs import in_hash
+from page_tabs import in_hash, resize
 
 
 def width(page, part: str) -> float:
@@ -11,7 +11,7 @@ def width(page, part: str) -> float:
 
 
 def test_tabs_open_their_panes_by_click_and_arrow_keys(page):
-    for name, pane in (("Subgraph", "#subgraph"), ("Table", "#table"), ("Graph", "#plot")):
+    for name, pane in (("Subgraph", "#subgraph"), ("Table", "#table"), ("Attention", "#attention"), ("Graph", "#plot")):
         page.get_by_role("tab", name=name, exact=True).click()
         assert page.locator("#left-panes > .pane:visible").evaluate_all("all => all.map(p => p.id)") == [pane[1:]]
         assert page.get_by_role("tab", name=name, exact=True).get_attribute("aria-controls") == pane[1:]
@@ -19,10 +19,10 @@ def test_tabs_open_their_panes_by_click_and_arrow_keys(page):
     assert page.locator("#left-panes > .pane:visible").evaluate_all("all => all.map(p => p.id)") == ["plot", "subgraph"]
     page.get_by_role("tab", name="Node", exact=True).focus()
     opened = []
-    for _ in range(5):
+    for _ in range(6):
         page.keyboard.press("ArrowRight")
         opened.append(page.locator("#right-panes > .pane:visible").get_attribute("id"))
-    assert opened == ["explanation", "unexplained", "groups", "pruning", "panel"]
+    assert opened == ["explanation", "unexplained", "groups", "pruning", "checked", "panel"]
     assert page.evaluate("document.activeElement.id") == "tab-node"
     assert page.locator("#right-tabs [tabindex='0']").count() == 1
 
@@ -56,18 +56,19 @@ def test_the_splitter_moves_by_pointer_and_keys_within_bounds(page):
     assert page.evaluate("document.documentElement.scrollWidth") == 1280
 
 
-@pytest.mark.parametrize("size", [1280, 800])
 @pytest.mark.parametrize("view", ["right=node", "right=explanation", "right=unexplained", "right=groups",
-                                  "right=pruning", "left=table", "left=split", "left=subgraph"])
-def test_no_view_is_wider_than_the_window(graph, open_page, html, size, view):
+                                  "right=pruning", "right=checked", "left=attention", "left=table", "left=split",
+                                  "left=subgraph"])
+def test_no_view_is_wider_than_the_window(graph, open_page, html, view):
     page = open_page(html, f"{view}&pins={','.join(graph.node_ids[100:106])}")
-    page.set_viewport_size({"width": size, "height": 800})
-    page.wait_for_timeout(50)
-    assert page.evaluate("document.documentElement.scrollWidth") == size
-    wide = page.evaluate("""() => [...document.querySelectorAll(".tabbar, #right .pane:not([hidden]), #tools, #header")]
-      .filter((e) => e.scrollWidth > e.clientWidth + 1).map((e) => e.id || e.className)""")
-    assert wide == []
-    page.set_viewport_size({"width": 1280, "height": 800})
+    for size in (1280, 800):
+        resize(page, size)
+        assert page.evaluate("document.documentElement.scrollWidth") == size
+        wide = page.evaluate("""() => [...document.querySelectorAll(
+          ".tabbar, #right .pane:not([hidden]), #tools, #header")]
+          .filter((e) => e.scrollWidth > e.clientWidth + 1).map((e) => e.id || e.className)""")
+        assert wide == [], size
+    resize(page, 1280)
 
 
 def test_choosing_a_target_changes_influence_everywhere(graph, page):

@@ -65,11 +65,11 @@ def test_the_view_is_reached_by_tab_and_lists_its_keys(page):
     page.keyboard.press("?")
     dialog = page.get_by_role("dialog")
     text = dialog.inner_text()
-    for key in ("↑ ↓", "← →", "Home", "Enter", "Space", "P", "Escape", "/", "1 … 4", "Ctrl Z", "Ctrl Y", "?"):
+    for key in ("↑ ↓", "← →", "Home", "Enter", "Space", "P", "Escape", "/", "1 … 5", "Ctrl Z", "Ctrl Y", "?"):
         assert key in text
     page.keyboard.press("Escape")
     assert dialog.count() == 0
-    for key, tab_name in zip("1234", ("graph", "subgraph", "split", "table"), strict=True):
+    for key, tab_name in zip("12345", ("graph", "subgraph", "split", "table", "attention"), strict=True):
         page.keyboard.press(key)
         assert page.locator(f"#tab-{tab_name}").get_attribute("aria-selected") == "true"
     page.keyboard.press("/")

@@ -33,10 +33,12 @@ FAKE = """
 const { ids, kinds, keys, targets, suggestions } = argument;
 const graph = { ids, size: ids.length, kind: kinds, byId: new Map(ids.map((id, i) => [id, i])),
   labelKey: (node) => keys[node], targetWeight: new Map(targets.map((node) => [node, 1])),
-  header: { settings: {} }, values: { suggestions } };
+  header: { settings: {} }, values: { suggestions }, edges: { indices: [3, 4] }, target: [5, 598], columns: 10,
+  edgeBetween: (source, target) => [[3, 5], [4, 598]].findIndex((edge) => edge[0] === source && edge[1] === target),
+  heads: { has: (key) => key === "5.2" } };
 const first = { selected: null, pins: argument.pins ?? [], groups: argument.groups ?? [], labels: {},
   thresholds: { nodes: 1, edges: 1 }, target: null, path: null, query: "", left: "graph", right: "node", drawn: 1000,
-  color: "kind", places: {}, dismissed: [], large: null };
+  color: "kind", places: {}, dismissed: [], large: null, edge: null, head: null, cell: null };
 const { encode, decode } = module_hash;
 """
 
@@ -60,7 +62,8 @@ STATES = [
     {"labels": {f"{i % 18}/{i}": name for i, name in enumerate(NAMES)} | {"18_D_6-2": "why, not"}},
     {"pins": [1, 2, 3, 4], "groups": [{"key": f"g{i}", "name": name, "nodes": [20 + 2 * i, 21 + 2 * i]}
                                       for i, name in enumerate(NAMES)]},
-    {"places": {"3_3_3": [10, -250], "18_D_6-2": [0, 99]}},
+    {"places": {"3_3_3": [10, -250], "18_D_6-2": [0, 99]}}, {"edge": 1}, {"edge": 0, "selected": 3},
+    {"left": "attention", "right": "checked", "head": "5.2", "cell": [9, 0]},
 ]
 
 
@@ -102,6 +105,7 @@ def test_pins_and_supernodes_of_the_file_can_be_taken_away(tab):
     "#groups=%25E0%25A4,0_0_0", "#places=a,b,c;0_0_0,1;0_0_0,NaN,1;0_0_0,1e9,2;,,", "#path=0_0_0",
     "#nodes=NaN&edges=-1",
     "#nodes=7&edges=Infinity", "#left=constructor&right=__proto__&color=&large=none", "#drawn=-5&target=0_0_0",
+    "#edge=0_0_0&head=5.3&cell=10,1", "#edge=0_0_0,3_3_3&cell=1", "#edge=,&head=__proto__&cell=-1,1e1",
     "#label=__proto__,x&label=constructor,y&label=0/0,%00%20", "#dismissed=5_5_5,zz", "#" + "x" * 600_000,
     "#pins=" + "0_0_0," * 70_000, "#\ud800=\ud800", "#groups=" + ";".join("n,0_0_0" for _ in range(3000))])
 def test_a_malformed_hash_gives_what_is_sound_in_it(hash_, tab):
@@ -114,6 +118,7 @@ def test_a_malformed_hash_gives_what_is_sound_in_it(hash_, tab):
     assert found["places"] == {}
     assert (found["left"], found["right"], found["color"], found["large"]) == ("graph", "node", "kind", None)
     assert (found["target"], found["path"], found["selected"], found["dismissed"]) == (None, None, None, [])
+    assert (found["edge"], found["head"], found["cell"]) == (None, None, None)
     assert all(0 <= value <= 1 for value in found["thresholds"].values())
 
 

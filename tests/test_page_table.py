@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from page_samples import HOSTILE, sample_graph
-from page_tabs import in_hash, is_share, read_number, selected
+from page_tabs import in_hash, is_share, read_number, resize, selected
 
 COLUMNS = ["id", "kind", "layer", "position", "token", "label", "activation", "influence", "share", "pinned"]
 PAGE = 100
@@ -60,23 +60,23 @@ def test_node_cells_are_the_graph(graph, table):
             assert of["activation"] == ""
 
 
-@pytest.mark.parametrize("name", ["id", "layer", "position", "activation", "influence", "label"])
-def test_nodes_are_sorted_by_a_click_and_the_other_way_by_another(graph, table, name):
+def test_nodes_are_sorted_by_a_click_and_the_other_way_by_another(graph, table):
     nodes = graph.nodes
-    key = {"id": np.array([x.lower() for x in graph.node_ids]), "position": nodes.position, "layer": nodes.layer,
-           "activation": np.where(np.isin(nodes.kind, ["feature", "logit"]), nodes.value, np.nan),
-           "influence": nodes.influence}.get(name)
-    directions = []
-    for _ in range(2):
-        head(table, name).press("Enter")
-        column = table.locator(f"#table th:has([data-column='{name}'])")
-        directions.append(column.get_attribute("aria-sort"))
-        assert table.locator("#table th[aria-sort=none]").count() == len(COLUMNS) - 1
-        assert table.evaluate("document.activeElement.dataset.column") == name
-        texts = [row[5].lower() for row in cells(table)]
-        values = texts if name == "label" else [key[node] for node in shown(table) if key[node] == key[node]]
-        assert values == sorted(values, reverse=directions[-1] == "descending")
-    assert set(directions) == {"ascending", "descending"}
+    keys = {"id": np.array([x.lower() for x in graph.node_ids]), "position": nodes.position, "layer": nodes.layer,
+            "activation": np.where(np.isin(nodes.kind, ["feature", "logit"]), nodes.value, np.nan),
+            "influence": nodes.influence, "label": None}
+    for name, key in keys.items():
+        directions = []
+        for _ in range(2):
+            head(table, name).press("Enter")
+            column = table.locator(f"#table th:has([data-column='{name}'])")
+            directions.append(column.get_attribute("aria-sort"))
+            assert table.locator("#table th[aria-sort=none]").count() == len(COLUMNS) - 1
+            assert table.evaluate("document.activeElement.dataset.column") == name
+            texts = [row[5].lower() for row in cells(table)]
+            values = texts if key is None else [key[node] for node in shown(table) if key[node] == key[node]]
+            assert values == sorted(values, reverse=directions[-1] == "descending"), name
+        assert set(directions) == {"ascending", "descending"}, name
 
 
 def test_edges_and_those_of_the_selected_node(graph, table):
@@ -190,15 +190,15 @@ def test_copy_gives_tab_separated_rows(graph, open_page):
     assert page.evaluate("window.old[1] === window.copied.replaceAll('\\r', '')")  # as text areas have it
 
 
-@pytest.mark.parametrize("width", [1280, 800])
-def test_long_labels_do_not_widen_the_page(graph, open_page, width):
+def test_long_labels_do_not_widen_the_page(graph, open_page):
     label = graph.nodes.label.copy()
     label[:] = "W" * 3000
     page = open_page(replace(graph, nodes=replace(graph.nodes, label=label)), "left=table")
-    page.set_viewport_size({"width": width, "height": 800})
-    assert page.evaluate("document.documentElement.scrollWidth") == width
-    assert page.locator("#table td.label").first.bounding_box()["width"] < 450
-    page.set_viewport_size({"width": 1280, "height": 800})
+    for width in (1280, 800):
+        resize(page, width)
+        assert page.evaluate("document.documentElement.scrollWidth") == width
+        assert page.locator("#table td.label").first.bounding_box()["width"] < 450
+    resize(page, 1280)
 
 
 def test_a_hundred_thousand_edges_stay_usable(open_page):

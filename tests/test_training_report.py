@@ -2,8 +2,6 @@
 
 import json
 import math
-import os
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +9,7 @@ import lxml.html
 import numpy as np
 import pytest
 import torch
-from playwright.sync_api import sync_playwright
+from playwright.sync_api import Browser
 from transcoder_folders import Dictionary, dictionary, native_folder
 
 import circuits
@@ -198,12 +196,8 @@ def test_long_runs_are_thinned_evenly_on_the_axis(transcoders: Transcoders, tmp_
     assert max(b / a for a, b in zip(loss["x"][10:], loss["x"][11:], strict=False)) < 1.12
 
 
-def test_hostile_text_stays_text_and_the_page_opens_alone(transcoders: Transcoders, tmp_path: Path) -> None:
-    executable = shutil.which("chromium")
-    if executable is None:
-        if os.environ.get("CI") == "true":
-            pytest.fail("chromium is not installed: the page cannot be tested")
-        pytest.skip("chromium is not installed")
+def test_hostile_text_stays_text_and_the_page_opens_alone(transcoders: Transcoders, tmp_path: Path, browser: Browser
+                                                          ) -> None:
     density = [np.linspace(0, 1, FEATURES)] * N_LAYERS
     hostile = {f"{i}{text}": text for i, text in enumerate(HOSTILE)}
     path = write(tmp_path / "report.html", transcoders, density=density, title=HOSTILE[1], settings=hostile,
@@ -211,25 +205,22 @@ def test_hostile_text_stays_text_and_the_page_opens_alone(transcoders: Transcode
     _, plots = parsed(path)
     problems: list[str] = []
     requests: set[str] = set()
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=executable, args=[
-            "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"])
-        page = browser.new_page(viewport={"width": 1280, "height": 900})
-        page.set_default_timeout(120_000)  # the script is 5 MB, and the machine may be busy
-        page.on("console", lambda message: problems.append(message.text))
-        page.on("pageerror", lambda error: problems.append(str(error)))
-        page.on("request", lambda request: requests.add(request.url))
-        page.goto(path.as_uri())
-        page.wait_for_function("n => document.querySelectorAll('.plot .xtitle').length === n", arg=len(plots))
-        assert page.title() == HOSTILE[1]
-        shown = page.eval_on_selector_all("#settings td", "cells => cells.map(cell => cell.textContent)")
-        assert shown == [text.replace("\ud800", "?") for text in HOSTILE]
-        assert page.locator("img").count() == 0
-        assert page.evaluate("window.__pwned") is None
-        assert page.evaluate("document.documentElement.scrollWidth") <= 1280
-        bars = page.locator("#fvu_by_layer .bars .point")
-        assert bars.count() == 2 * N_LAYERS
-        browser.close()
+    page = browser.new_page(viewport={"width": 1280, "height": 900})
+    page.set_default_timeout(120_000)  # the script is 5 MB, and the machine may be busy
+    page.on("console", lambda message: problems.append(message.text))
+    page.on("pageerror", lambda error: problems.append(str(error)))
+    page.on("request", lambda request: requests.add(request.url))
+    page.goto(path.as_uri())
+    page.wait_for_function("n => document.querySelectorAll('.plot .xtitle').length === n", arg=len(plots))
+    assert page.title() == HOSTILE[1]
+    shown = page.eval_on_selector_all("#settings td", "cells => cells.map(cell => cell.textContent)")
+    assert shown == [text.replace("\ud800", "?") for text in HOSTILE]
+    assert page.locator("img").count() == 0
+    assert page.evaluate("window.__pwned") is None
+    assert page.evaluate("document.documentElement.scrollWidth") <= 1280
+    bars = page.locator("#fvu_by_layer .bars .point")
+    assert bars.count() == 2 * N_LAYERS
+    page.close()
     assert problems == []
     assert {url for url in requests if not url.startswith("data:")} == {path.as_uri()}
 

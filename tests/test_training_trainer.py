@@ -7,13 +7,17 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from forked_processes import run_ranks, start_process
 from safetensors.torch import load_file
 
 from circuits.errors import InputError
+from circuits.training.ranks import join
 from circuits.training.settings import TrainSettings
 from circuits.training.start import start_from
 from circuits.training.trainer import learning_rate, schedule, train
@@ -23,17 +27,11 @@ L, D, T = 3, 8, 120
 SETTINGS = TrainSettings(features=16, span=2, active=3, epochs=2, shards=3, batch=30, lr=3e-3, seed=2,
                          decoder_penalty=0.1)
 PROGRAM = """
-import sys, time, torch
-sys.path.insert(0, {here!r})
+import sys
 from pathlib import Path
-from dataclasses import replace
-from circuits.training.ranks import join
-from circuits.training.trainer import train
-from test_training_trainer import SETTINGS, Memory
-torch.set_num_threads(1)
-ranks = join("cpu")
-train(Memory(), replace(SETTINGS, {changes}), Path(sys.argv[1]), checkpoint_seconds=0.0, ranks=ranks,
-      progress=lambda p: time.sleep({pause}))
+sys.path.insert(0, {here!r})
+from test_training_trainer import run
+run(Path(sys.argv[1]))
 """
 
 
@@ -60,18 +58,17 @@ class Memory:
         self.dropped.append(index)
 
 
-def program(folder: Path, *, changes: str = "", pause: float = 0.0) -> list[str]:
-    script = folder.parent / f"{folder.name}.py"
-    script.write_text(PROGRAM.format(here=str(Path(__file__).parent), changes=changes, pause=pause))
-    return [str(script), str(folder)]
+def run(folder: Path, pause: float = 0.0, **changes: Any) -> None:
+    """Trains in a process of its own, or in several that share the features."""
+    train(Memory(), replace(SETTINGS, **changes), folder, checkpoint_seconds=0.0, ranks=join("cpu"),
+          progress=lambda p: time.sleep(pause))
 
 
 @pytest.mark.parametrize("sparsity", ["batchtopk", "jumprelu"])
 def test_a_run_killed_at_any_moment_ends_with_the_same_weights(tmp_path: Path, sparsity: str) -> None:
-    arguments = program(tmp_path / "killed", changes=f"sparsity={sparsity!r}", pause=0.05)
     steps = []
     for wait in (0.0, 0.13, 0.31):  # seconds after the first checkpoint; each time further
-        process = subprocess.Popen([sys.executable, *arguments])
+        process = start_process(partial(run, sparsity=sparsity), tmp_path / "killed", 0.05)
         before = (tmp_path / "killed" / "checkpoint.safetensors").stat().st_mtime_ns if steps else 0
         deadline = time.monotonic() + 60
         while time.monotonic() < deadline:
@@ -80,8 +77,9 @@ def test_a_run_killed_at_any_moment_ends_with_the_same_weights(tmp_path: Path, s
                 break
             time.sleep(0.01)
         time.sleep(wait)
-        os.kill(process.pid, signal.SIGKILL)
-        assert process.wait() == -signal.SIGKILL, "it ended before it could be killed"
+        process.kill()
+        process.join()
+        assert process.exitcode == -signal.SIGKILL, "it ended before it could be killed"
         steps.append(json.loads(_metadata(tmp_path / "killed" / "checkpoint.safetensors")["step"]))
     assert 0 < steps[0] < steps[2] < 24
     settings = replace(SETTINGS, sparsity=sparsity)
@@ -99,14 +97,10 @@ def _metadata(path: Path) -> dict[str, str]:
         return file.metadata()
 
 
-@pytest.mark.parametrize("changes", ["", "sparsity='jumprelu'", "matryoshka=(0.3,)"])
-def test_two_processes_give_the_result_of_one(tmp_path: Path, changes: str) -> None:
-    arguments = program(tmp_path / "two", changes=changes)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=240,
-                          env={**os.environ, "OMP_NUM_THREADS": "1"})
-    assert done.returncode == 0, done.stderr[-2000:]
-    train(Memory(), replace(SETTINGS, **eval(f"dict({changes})")), tmp_path / "one")
+@pytest.mark.parametrize("changes", [{}, {"sparsity": "jumprelu"}, {"matryoshka": (0.3,)}], ids=str)
+def test_two_processes_give_the_result_of_one(tmp_path: Path, changes: dict[str, Any]) -> None:
+    run_ranks(2, partial(run, **changes), tmp_path / "two", output=tmp_path)
+    train(Memory(), replace(SETTINGS, **changes), tmp_path / "one")
     one, two = (load_file(tmp_path / name / "checkpoint.safetensors") for name in ("one", "two"))
     assert set(one) == set(two)
     for name in one:
@@ -115,10 +109,12 @@ def test_two_processes_give_the_result_of_one(tmp_path: Path, changes: str) -> N
     assert len((tmp_path / "two" / "metrics.jsonl").read_text().splitlines()) == 2
 
 
-def test_a_run_of_two_processes_goes_on_with_one(tmp_path: Path) -> None:
-    arguments = program(tmp_path / "two")
-    subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *arguments],
-                   check=True, capture_output=True, timeout=240, env={**os.environ, "OMP_NUM_THREADS": "1"})
+def test_a_run_of_two_processes_of_torchrun_goes_on_with_one(tmp_path: Path) -> None:
+    script = tmp_path / "program.py"
+    script.write_text(PROGRAM.format(here=str(Path(__file__).parent)))
+    subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", script,
+                    tmp_path / "two"], check=True, capture_output=True, timeout=240,
+                   env={**os.environ, "OMP_NUM_THREADS": "1"})
     steps = []
     train(Memory(), replace(SETTINGS, epochs=3), tmp_path / "two", progress=lambda p: steps.append(p.step))
     assert steps[0] == 25

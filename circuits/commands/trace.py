@@ -59,7 +59,7 @@ def trace(
         help="Share of each row that is stored, largest edges first; by default 1, on long prompts 0.98.")] = None,
     no_heads: Annotated[bool, typer.Option("--no-heads", help="Leave out which attention heads carry the edges; .html "
                                            "and .safetensors files of prompts up to 128 tokens have it.")] = False,
-    scores: Annotated[int, typer.Option(help="Attention scores that the page can explain; a second or two each at most.")
+    scores: Annotated[int, typer.Option(help="Attention scores that the page can explain, a second or so each.")
                       ] = 8,
     labels: Annotated[Path | None, typer.Option(help="Names of features: JSON, JSONL or CSV; see circuits features.")
                       ] = None,

@@ -130,13 +130,13 @@ def steer(model: Gemma3, transcoders: Transcoders, tokens: Sequence[int], interv
     made = None if max_new_tokens is None else generate(
         model, transcoders, local, interventions, max_new_tokens=max_new_tokens, mode=chosen, progress=progress,
         **sampling)
-    names = _Names(model, transcoders)
+    names, kl = _Names(model, transcoders), measured.kl.tolist()
     edited = _edited_features(transcoders, measured, names)
     steered = []
     for item, intervention in enumerate(interventions):
         reacting = [] if here[item].edits == (NOTHING,) else _reacting(local, measured, item, edited[item], top, names)
         steered.append(Steered(
-            intervention.name, edited[item] + _other_edits(local, intervention, names), float(measured.kl[item]),
+            intervention.name, edited[item] + _other_edits(local, intervention, names), kl[item],
             _tokens(model, measured, predicted, item, top), reacting, None if made is None else made.steered[item]))
     return Steering(prompt_text(model, tokens), [token_text(model, token) for token in tokens], model.name,
                     transcoders.name, mode, steered, None if made is None else made.unchanged, names.warnings)
@@ -161,6 +161,7 @@ class _Names:
 
     def __init__(self, model: Gemma3, transcoders: Transcoders):
         self.warnings: list[str] = []
+        self._known: dict[tuple[int, int], str] = {}
         try:
             self._labels = Labels.open(transcoders, text=lambda token: token_text(model, token))
         except CircuitsError as error:
@@ -168,12 +169,17 @@ class _Names:
             self._labels = Labels(transcoders)
 
     def of(self, layer: int, feature: int) -> str:
+        if (layer, feature) not in self._known:
+            self._known[layer, feature] = feature_name(layer, feature, self._label(layer, feature))
+        return self._known[layer, feature]
+
+    def _label(self, layer: int, feature: int) -> str:
         try:
             [label] = self._labels.of(layer, [feature])
         except CircuitsError as error:
             self.warnings.append(f"feature {layer}/{feature} has no label: {error}")
-            label = ""
-        return feature_name(layer, feature, label)
+            return ""
+        return label
 
 
 def _edited_features(transcoders: Transcoders, measured: Outcome, names: _Names) -> list[list[NodeChange]]:
@@ -230,7 +236,7 @@ def _places(local: LocalReplacement, edit: Edit) -> list[int | None]:
 
 
 def _tokens(model: Gemma3, measured: Outcome, predicted: Outcome, item: int, top: int) -> list[TokenChange]:
-    before, after = measured.probabilities_before, measured.probabilities[item]
+    before, after = measured.probabilities_before, (measured.logits_before + measured.logit_changes[item]).softmax(-1)
     changes = [outcome.logit_changes[item] - outcome.logit_changes[item].mean() for outcome in (measured, predicted)]
     chosen = torch.maximum(before, after).topk(min(top, len(before))).indices.tolist()
     return [TokenChange(token, token_text(model, token), float(before[token]), float(after[token]),

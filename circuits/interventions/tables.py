@@ -51,7 +51,7 @@ def _place(position: int | None, found: Steering) -> str:
 
 
 def _number(value: float | None) -> str:
-    return "–" if value is None else f"{value:.3f}"
+    return "–" if value is None else f"{round(value, 3) + 0.0:.3f}"  # plus zero: no -0.000
 
 
 def _tokens(steered: Steered, found: Steering) -> Table:

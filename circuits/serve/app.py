@@ -14,12 +14,12 @@ from starlette.exceptions import HTTPException
 
 import circuits
 from circuits.errors import CircuitsError
-from circuits.serve import api_graphs, api_traces, pages
+from circuits.serve import api_graphs, api_steer, api_traces, pages
 from circuits.serve.guard import Guard
 from circuits.serve.refusal import Refusal, sentence
 from circuits.serve.site import Site
 
-DESCRIPTION = """Attribution graphs of one folder, and traces of new prompts.
+DESCRIPTION = """Attribution graphs of one folder, traces of new prompts, and what changing a graph's nodes does.
 
 Requests of other sites' pages are refused; bodies are JSON. Every error is {"detail": one sentence}."""
 
@@ -34,7 +34,7 @@ def create_app(site: Site, host: str = "127.0.0.1") -> Guard:
                   openapi_url="/api/openapi.json", docs_url=None, redoc_url=None,
                   redirect_slashes=False)
     app.state.site = site
-    for router in (api_graphs.router, api_traces.router, pages.router):
+    for router in (api_graphs.router, api_steer.router, api_traces.router, pages.router):
         app.include_router(router)
     app.add_exception_handler(CircuitsError, _refused)
     app.add_exception_handler(RequestValidationError, _invalid)

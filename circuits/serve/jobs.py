@@ -1,4 +1,5 @@
-"""Traces that were asked for: a short queue, one worker thread, progress, and cancelling at any time."""
+"""Traces that were asked for: a short queue, one worker thread, progress, and cancelling at any time. Questions that
+someone waits for go between them."""
 
 from __future__ import annotations
 
@@ -10,16 +11,18 @@ from datetime import UTC, datetime
 from functools import partial
 from secrets import token_hex
 from threading import Condition, Thread
+from typing import Any
 
 from circuits.errors import CircuitsError
+from circuits.serve.question import Question, Report
 from circuits.serve.refusal import Refusal, sentence
 from circuits.serve.schemas import State, TraceRequest, TraceState
 
 MAX_WAITING = 8
 KEPT = 50
 """Traces that ended and are still listed."""
-
-Report = Callable[[str, int, int], None]
+MAX_QUESTIONS = 8
+"""Questions that may wait."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,7 @@ class Jobs:
         self._work = work
         self._jobs: dict[str, Job] = {}
         self._waiting: deque[Job] = deque()
+        self._questions: deque[Question[Any]] = deque()
         self._changed = Condition()
         self._closing = False
         self._thread = Thread(target=self._loop, name="circuits-trace", daemon=True)
@@ -77,6 +81,8 @@ class Jobs:
             self._closing = True
             for job in self._jobs.values():
                 self._cancel(job)
+            for question in self._questions:
+                question.drop()
             self._changed.notify_all()
         if self._thread.is_alive():
             self._thread.join(timeout)
@@ -98,6 +104,27 @@ class Jobs:
             self._waiting.append(job)
             self._touch()
             return job
+
+    def ask(self, question: Question[Any]) -> None:
+        """Have the worker answer a question when the trace that runs is done, before those that wait.
+
+        Raises:
+            Refusal: 429; ``MAX_QUESTIONS`` wait already. 503; the server is closing.
+        """
+        with self._changed:
+            if self._closing:
+                raise Refusal(503, "the server is closing: start it again")
+            if len(self._questions) >= MAX_QUESTIONS:
+                raise Refusal(429, f"{MAX_QUESTIONS} questions to the model wait already: try again in a moment")
+            self._questions.append(question)
+            self._changed.notify_all()
+
+    def drop(self, question: Question[Any]) -> None:
+        """Nobody waits for the answer any more, or it is there."""
+        with self._changed:
+            if question in self._questions:
+                self._questions.remove(question)
+        question.drop()
 
     def find(self, job_id: str) -> Job:
         """Raises:
@@ -133,28 +160,36 @@ class Jobs:
             self._touch()
 
     def _loop(self) -> None:
-        while (job := self._next()) is not None:
-            try:
-                result = self._work(job.request, partial(self._report, job))
-            except _Cancelled:
-                self._ended(job, "cancelled")
-            except CircuitsError as error:
-                self._ended(job, "failed", sentence(error))
-            except MemoryError:
-                self._ended(job, "failed", "the memory is full: shorten the prompt, or set a number of features")
-            except Exception as error:
-                logging.getLogger(__name__).exception("a trace failed")
-                self._ended(job, "failed", f"internal error ({type(error).__name__}): this is a bug; report it "
-                            "with what the server's terminal says")
+        while (task := self._next()) is not None:
+            if isinstance(task, Question):
+                task.run()
             else:
-                job.result = result
-                self._ended(job, "done")
+                self._trace(task)
 
-    def _next(self) -> Job | None:
+    def _trace(self, job: Job) -> None:
+        try:
+            result = self._work(job.request, partial(self._report, job))
+        except _Cancelled:
+            self._ended(job, "cancelled")
+        except CircuitsError as error:
+            self._ended(job, "failed", sentence(error))
+        except MemoryError:
+            self._ended(job, "failed", "the memory is full: shorten the prompt, or set a number of features")
+        except Exception as error:
+            logging.getLogger(__name__).exception("a trace failed")
+            self._ended(job, "failed", f"internal error ({type(error).__name__}): this is a bug; report it "
+                        "with what the server's terminal says")
+        else:
+            job.result = result
+            self._ended(job, "done")
+
+    def _next(self) -> Job | Question[Any] | None:
         with self._changed:
-            self._changed.wait_for(lambda: self._waiting or self._closing)
+            self._changed.wait_for(lambda: self._waiting or self._questions or self._closing)
             if self._closing:
                 return None
+            if self._questions:
+                return self._questions.popleft()
             job = self._waiting.popleft()
             job.state = "running"
             self._touch()

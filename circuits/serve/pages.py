@@ -94,8 +94,11 @@ def icon() -> Response:
 
 def graph_page(site: Site, graph: AttributionGraph, name: str, version: str) -> str:
     """The interactive page with what it needs to talk to this server."""
-    live = {"name": name, "etag": version, "gallery": "/", "trace": "/api/traces" if site.jobs is not None else None,
-            "annotations": f"/api/graphs/{quote(name, safe='')}/annotations"}
+    address = f"/api/graphs/{quote(name, safe='')}"
+    live = {"name": name, "etag": version, "gallery": "/", "annotations": f"{address}/annotations",
+            "trace": "/api/traces" if site.jobs is not None else None}
+    if site.reruns is not None:
+        live |= {what: f"{address}/{what}" for what in ("steer", "heads", "attention")}
     return render(graph, live=live)
 
 

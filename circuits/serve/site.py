@@ -11,6 +11,7 @@ from circuits.serve.cache import FileCache
 from circuits.serve.folder import GraphFolder
 from circuits.serve.jobs import Jobs
 from circuits.serve.refusal import Refusal
+from circuits.serve.reruns import Reruns
 from circuits.serve.summary import Gallery
 from circuits.serve.tracer import Source, Tracer
 
@@ -24,6 +25,7 @@ class Site:
     gallery: Gallery = field(init=False)
     tracer: Tracer | None = field(init=False)
     jobs: Jobs | None = field(init=False)
+    reruns: Reruns | None = field(init=False)
     thumbnails: FileCache[str] = field(init=False)
     closing: bool = False
     """The server is to end: streams stop. A plain flag, for it is set inside a signal handler."""
@@ -32,6 +34,7 @@ class Site:
         self.gallery = Gallery(self.folder)
         self.tracer = None if self.source is None else Tracer(self.folder, self.source)
         self.jobs = None if self.tracer is None else Jobs(self.tracer)
+        self.reruns = None if self.tracer is None else Reruns(self.folder, self.tracer)
         self.thumbnails = FileCache(500)
 
     def queue(self) -> Jobs:
@@ -39,7 +42,7 @@ class Site:
             Refusal: 403; the server has no model.
         """
         if self.jobs is None:
-            raise Refusal(403, "this server shows saved graphs only: start it without --no-model to trace")
+            raise Refusal(403, "this server shows saved graphs only: start it without --no-model to trace and steer")
         return self.jobs
 
 

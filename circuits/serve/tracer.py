@@ -1,4 +1,4 @@
-"""The model behind the server: loaded by the first trace, kept for the next ones."""
+"""The model behind the server: loaded by the first trace or question, kept for the next ones."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 from circuits.errors import InputError
 from circuits.serve.folder import GraphFolder
-from circuits.serve.jobs import Report, Result
+from circuits.serve.jobs import Result
+from circuits.serve.question import Report
 from circuits.serve.schemas import TraceRequest
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ class Tracer:
         """
         import circuits
 
-        model, transcoders = self._open(report)
+        model, transcoders = self.open(report)
         self._check(model, request)
         graph = circuits.trace(
             model, transcoders, request.prompt, chat=request.chat, target=request.target, versus=request.versus,
@@ -69,15 +70,25 @@ class Tracer:
     def _check(self, model: Gemma3, request: TraceRequest) -> None:
         from circuits.prompt import single_token, tokenize
 
-        count = len(tokenize(model, request.prompt, request.chat))
-        if count > self.source.max_tokens:
-            raise InputError(f"the prompt has {count} tokens, this server traces at most {self.source.max_tokens}: "
-                             "shorten it, or start the server with a larger --max-tokens")
+        self.check_length(len(tokenize(model, request.prompt, request.chat)))
         for token in (request.target, request.versus):
             if token is not None:
                 single_token(model, token)
 
-    def _open(self, report: Report) -> tuple[Gemma3, Transcoders]:
+    def check_length(self, n_tokens: int) -> None:
+        """Raises:
+            InputError: a prompt with more tokens than this server takes.
+        """
+        if n_tokens > self.source.max_tokens:
+            raise InputError(f"the prompt has {n_tokens} tokens, this server traces at most {self.source.max_tokens}: "
+                             "shorten it, or start the server with a larger --max-tokens")
+
+    def open(self, report: Report) -> tuple[Gemma3, Transcoders]:
+        """The model and the transcoders, loaded by the first call.
+
+        Raises:
+            CircuitsError: they cannot be opened.
+        """
         if self._opened is None:
             import circuits
 

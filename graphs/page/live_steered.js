@@ -37,9 +37,11 @@ function before({ logit, probability, probability_predicted: predicted, probabil
 }
 
 function tokenTable(tokens) {
+  const largest = Math.max(...tokens.flatMap(({ probability, probability_predicted: predicted,
+    probability_measured: measured }) => [probability, predicted, measured]));
   const rows = tokens.map(({ text, probability, probability_predicted: predicted, probability_measured: measured }) =>
     element("tr", {}, element("th", { scope: "row" }, isolated(shorten(visibleToken(text), LABEL))),
-      ...[probability, predicted, measured].map((share) => barCell(percent(share), share, 1))));
+      ...[probability, predicted, measured].map((share) => barCell(percent(share), share, largest))));
   return table("steer-tokens", ["token", "before", "predicted", "measured"], rows);
 }
 
