@@ -26,7 +26,7 @@ from circuits.transcoder import Transcoders
 
 NEW = 10
 """Far more than the window of 5, so that local layers lose the prompt from sight."""
-KINDS = [("plt", False), ("plt", True), ("clt", True)]
+KINDS = [("plt", False), ("clt", True)]
 
 
 @dataclass
