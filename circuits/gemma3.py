@@ -94,14 +94,20 @@ class Gemma3:
         """(D,) 1 + w of the final norm, without its scale."""
         return 1.0 + weight(self.hf.model.norm)
 
+    def embed(self, tokens: Tensor) -> Tensor:
+        """(..., D) float32 embeddings of tokens (...), multiplied by sqrt(D)."""
+        return self.hf.model.embed_tokens(tokens.to(self.device)).float()
+
     def final_norm(self, x: Tensor) -> Tensor:
         """(..., D) the final norm of residual streams (..., D), float32."""
         return x * self._scale(x)[..., None] * self.final_norm_gain
 
     def unembed(self, x: Tensor) -> Tensor:
         """(..., V) float32 logits of outputs of the final norm (..., D), float32."""
-        return torch.cat([torch.nn.functional.linear(x, part.float())
-                          for part in self.unembedding.detach().split(UNEMBEDDED_AT_ONCE)], -1)
+        parts = self.unembedding.detach().split(UNEMBEDDED_AT_ONCE)
+        # in this order CPUs are about twice as fast where rows are few
+        logits = torch.cat([part.float() @ x.reshape(-1, self.d_model).T for part in parts]).T
+        return logits.reshape(*x.shape[:-1], -1)
 
     def mlp_norm_gain(self, layer: int) -> Tensor:
         """(D,) 1 + w of a layer's pre_feedforward_layernorm, without its scale."""

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from circuits.block import Block
 from circuits.errors import InputError
-from circuits.gemma3 import UNEMBEDDED_AT_ONCE, Gemma3
+from circuits.gemma3 import Gemma3
 from circuits.interventions.compiled import Additions, FeatureChanges
 from circuits.interventions.edits import OPERATIONS, DirectionEdit, FeatureEdit, Intervention
 from circuits.interventions.passes import Observer
@@ -132,13 +132,11 @@ class Decoder:
 
     def __init__(self, model: Gemma3, cache: Cache, edits: GeneratedEdits):
         self.model, self.cache, self.edits = model, cache, edits
-        # as the embedding module has it, in the model's own precision
-        self._embedding_scale = torch.tensor(model.d_model**0.5, dtype=model.dtype, device=model.device)
 
     @torch.no_grad()
     def step(self, tokens: Tensor) -> Tensor:
         """(B, D) output of the final norm after tokens (B,)."""
-        x = (self.model.embedding[tokens.to(self.model.device)] * self._embedding_scale).float()
+        x = self.model.embed(tokens)
         pending: dict[int, Tensor] = {}
         for layer in range(self.model.n_layers):
             block = self.model.block(layer)
@@ -153,12 +151,6 @@ class Decoder:
                 x = x.index_add(0, given.item, given.vector)
         self.cache.n_positions += 1
         return self.model.final_norm(x.to(self.model.device))
-
-    def logits(self, final: Tensor) -> Tensor:
-        """(B, V) of outputs of the final norm (B, D). Unlike :meth:`Gemma3.unembed` it keeps the weights' pages, which
-        the next token needs again, and multiplies in the order that is fast for few texts on a CPU."""
-        parts = self.model.unembedding.detach().split(UNEMBEDDED_AT_ONCE)
-        return torch.cat([part.float() @ final.T for part in parts]).T
 
     def _attention(self, layer: int, block: Block, normed: Tensor) -> Tensor:
         """(B, D) what the heads bring, from normed inputs (B, D)."""

@@ -85,7 +85,7 @@ def generate(model: Gemma3, transcoders: Transcoders, prompt: str | Sequence[int
     texts: list[list[tuple[int, float]]] = [[] for _ in batch]
     for step in range(max_new_tokens):
         progress("generating", step, max_new_tokens)
-        logits = decoder.logits(final)
+        logits = model.unembed(final)
         tokens = sampler.choose(logits)
         probabilities = logits.log_softmax(-1).gather(1, tokens[:, None])[:, 0].exp()
         for text, token, probability in zip(texts, tokens.tolist(), probabilities.tolist(), strict=True):
