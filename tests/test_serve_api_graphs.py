@@ -209,7 +209,8 @@ def test_openapi_describes_every_endpoint(client: Client) -> None:
     assert found == {
         ("GET", "/api/graphs"), ("POST", "/api/graphs"), ("GET", graph), ("DELETE", graph), ("GET", f"{graph}/file"),
         ("GET", f"{graph}/annotations"), ("PUT", f"{graph}/annotations"), ("POST", "/api/traces"),
-        ("GET", "/api/traces"), ("GET", trace), ("DELETE", trace), ("GET", f"{trace}/events")}
+        ("GET", "/api/traces"), ("GET", trace), ("DELETE", trace), ("GET", f"{trace}/events"),
+        ("POST", f"{graph}/steer"), ("GET", f"{graph}/heads"), ("GET", f"{graph}/attention")}
     assert all(operation["description"] for operations in document["paths"].values()
                for operation in operations.values())
     assert "HTTPValidationError" not in document["components"]["schemas"]  # ours are all of one shape
