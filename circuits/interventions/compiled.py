@@ -81,6 +81,11 @@ class _Found:
     additions: list[tuple[int, int, Tensor]] = field(default_factory=list)
     """(item, position, vector)"""
 
+    def places(self) -> list[tuple[int, int]]:
+        """Intervention and position of each."""
+        return [(item, position) for item, position, *_ in self.features] + [
+            (item, position) for item, position, _ in self.additions]
+
 
 def compile_edits(transcoders: Transcoders, local: LocalReplacement, interventions: Sequence[Intervention],
                   mode: Mode) -> Compiled:
@@ -105,8 +110,7 @@ def compile_edits(transcoders: Transcoders, local: LocalReplacement, interventio
                                           for position in _feature_positions(transcoders, local, edit)]
             else:
                 found[layer].additions += [(item, *write) for write in _additions(local, edit)]
-    places = [(layer, edit[0], edit[1]) for layer, edits in found.items()
-              for edit in [*edits.features, *edits.additions]]
+    places = [(layer, item, position) for layer, edits in found.items() for item, position in edits.places()]
     first_layer, first_position = (torch.full((len(interventions),), local.n_layers + local.n_positions)
                                    for _ in range(2))
     for layer, item, position in places:
