@@ -66,13 +66,17 @@ def _layers(layers: dict[str, LayerAgreement]) -> Table:
 
 
 def _steering(steered: list[Steering]) -> Table:
-    table = _table("Supernodes: change of the targets, and the mean of random features of equal strength", "supernode",
-                   "features", *(f"{m:g}x" for m in steered[0].multipliers), "ablated: times control")
+    """The ends of the range and ablation; the page and the JSON have every multiplier."""
+    shown = [m for m in steered[0].multipliers if m in (min(steered[0].multipliers), 0.0, max(steered[0].multipliers))]
+    table = _table("Supernodes: change of the targets (of random features of equal strength: mean)", "supernode",
+                   *(f"{m:g}x" for m in shown), "0x: times random")
+    table.columns[0].min_width = 24
     for one in steered:
-        controls = one.control_effects.mean(0).tolist() if len(one.control_effects) else [None] * len(one.multipliers)
-        table.add_row(Text(visible(one.label)), str(len(one.members)),
-                      *(f"{effect:.2f} ({'–' if control is None else format(control, '.2f')})"
-                        for effect, control in zip(one.effect, controls, strict=True)), f"{one.ratio:.1f}")
+        cells = []
+        for at in map(one.multipliers.index, shown):
+            control = f"{one.control_effects[:, at].mean():.2f}" if len(one.control_effects) else "–"
+            cells.append(f"{one.effect[at]:.2f} ({control})")
+        table.add_row(Text(f"{visible(one.label)} ({len(one.members)})"), *cells, f"{one.ratio:.1f}")
     return table
 
 
