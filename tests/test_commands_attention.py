@@ -51,6 +51,15 @@ def test_the_heads_of_an_edge_sum_to_it(run: Callable, saved: AttributionGraph, 
     assert found["largest_difference"] < 1e-4
 
 
+def test_an_edge_without_attention(run: Callable, saved: AttributionGraph, source: list[str]) -> None:  # noqa: F811
+    target = int(saved.target_nodes[0])
+    row = slice(saved.indptr[target], saved.indptr[target + 1])
+    last = next(int(node) for node in saved.indices[row] if saved.nodes.layer[node] == saved.header.n_layers - 1)
+    done = run("attention", "g.safetensors", "--edge", saved.node_ids[last], saved.node_ids[target], *source)
+    assert done.status == 0, done.err
+    assert "No attention carries any of it." in " ".join(done.out.split())
+
+
 def test_heads_edges_and_scores(run: Callable, saved: AttributionGraph, source: list[str], traced: tuple) -> None:  # noqa: F811
     done = run("attention", "g.safetensors", "--json", "a.json", *source)
     assert done.status == 0, done.err

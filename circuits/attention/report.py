@@ -57,6 +57,9 @@ class AttentionOf:
             passes.add_row(str(layer), f"{parts.loadings[layer].sum():+.4f}", f"{parts.bypass[layer]:+.4f}")
         numbers = {"source": source, "target": target, "weight": parts.edge, "loadings": parts.loadings.tolist(),
                    "bypass": parts.bypass.tolist(), **_check(found)}
+        if not len(crossed):
+            none = Text(f"{names[0]} → {names[1]}: {parts.edge:+.4f}. No attention carries any of it.")
+            return [none, _checked(found)], {"edge": numbers}
         return [table, passes, _checked(found)], {"edge": numbers}
 
     def head(self, head: str, top: int) -> Told:

@@ -70,7 +70,7 @@ def _steering(steered: list[Steering]) -> Table:
     shown = [m for m in steered[0].multipliers if m in (min(steered[0].multipliers), 0.0, max(steered[0].multipliers))]
     table = _table("Supernodes: change of the targets (of random features of equal strength: mean)", "supernode",
                    *(f"{m:g}x" for m in shown), "0x: times random")
-    table.columns[0].min_width = 24
+    table.columns[0].min_width = 18
     for one in steered:
         cells = []
         for at in map(one.multipliers.index, shown):
