@@ -82,7 +82,8 @@ def tab(browser: Browser) -> Iterator[Watched]:
 @pytest.fixture
 def open_page(tab: Watched, graph: AttributionGraph, html: str, tmp_path: Path) -> Iterator[Callable[..., Page]]:
     """Opens a graph's page, or its HTML text, from file://; at the end there must have been no error and no request
-    but the file."""
+    but the file. The page of ``graph`` itself is made once, so what a test changes in how pages are made is not in it.
+    """
     path = tmp_path / "graph.html"
     tab.problems.clear()
     tab.requests.clear()

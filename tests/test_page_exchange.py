@@ -9,6 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from page_samples import HOSTILE, sample_graph
+from playwright.sync_api import expect
 from random_graphs import assert_same_columns, random_graph
 from test_page_state import Modules
 
@@ -328,7 +329,7 @@ def test_copy_link_by_the_clipboard_or_a_field(graph, page):
     assert field.input_value() == page.url
     assert page.evaluate("getSelection().toString()") == page.url
     page.keyboard.press("Escape")
-    assert page.locator("dialog").count() == 0
+    expect(page.locator("dialog")).to_have_count(0)
 
 
 def test_the_menu_by_keyboard(graph, page):

@@ -12,7 +12,7 @@ from page_tabs import in_hash, read_number
 from playwright.sync_api import Locator, Page
 
 from circuits.graphs.graph import AttributionGraph
-from circuits.graphs.page import content
+from circuits.graphs.page import content, render
 
 PANEL = "#groups"
 
@@ -96,7 +96,7 @@ def test_own_supernodes_are_renamed_split_and_left(graph, open_page):
 
 
 def test_suggestions_show_reason_and_measures(graph, open_page, suggested):
-    page = open_page(graph, "right=groups")
+    page = open_page(render(graph), "right=groups")
     assert headings(page) == ["My supernodes (0)", "Suggestions (3)"]
     for index, one in enumerate(suggested):
         card = suggestion(page, index)
@@ -110,7 +110,7 @@ def test_suggestions_show_reason_and_measures(graph, open_page, suggested):
 
 
 def test_accepting_makes_a_supernode(graph, open_page, suggested):
-    page = open_page(graph, "right=groups")
+    page = open_page(render(graph), "right=groups")
     suggestion(page, 0).get_by_role("button", name="Accept").click()
     made = [(suggested[0].name, set(suggested[0].nodes))]
     assert groups_in_hash(page, graph) == made
@@ -127,7 +127,7 @@ def test_accepting_makes_a_supernode(graph, open_page, suggested):
 
 
 def test_editing_before_accepting(graph, open_page, suggested):
-    page = open_page(graph, "right=groups")
+    page = open_page(render(graph), "right=groups")
     card = suggestion(page, 0)
     card.get_by_role("button", name="Edit").press("Enter")
     assert page.evaluate("document.activeElement.textContent") == "Cancel"
@@ -146,7 +146,7 @@ def test_editing_before_accepting(graph, open_page, suggested):
 
 
 def test_dismissing_and_bringing_back(graph, open_page, suggested):
-    page = open_page(graph, "right=groups")
+    page = open_page(render(graph), "right=groups")
     suggestion(page, 1).get_by_role("button", name="Dismiss").click()
     assert headings(page) == ["My supernodes (0)", "Suggestions (2)", "Dismissed (1)"]
     page.keyboard.press("Control+z")
@@ -159,7 +159,7 @@ def test_dismissing_and_bringing_back(graph, open_page, suggested):
 def test_pruned_members_are_greyed_and_not_taken(graph, open_page, monkeypatch):
     features = np.flatnonzero(graph.nodes.kind == "feature").tolist()
     monkeypatch.setattr(content, "suggest", lambda graph, cards=None: [Suggestion(tuple(features), "all")])
-    page = open_page(graph, "right=groups&nodes=0.3&edges=0.5")
+    page = open_page(render(graph), "right=groups&nodes=0.3&edges=0.5")
     card = suggestion(page, 0)
     gone = [int(i) for i in card.locator("li.gone").evaluate_all("rows => rows.map(row => row.dataset.nodes)")]
     assert 0 < len(gone) < len(features)
@@ -173,7 +173,7 @@ def test_pruned_members_are_greyed_and_not_taken(graph, open_page, monkeypatch):
 
 
 def test_pointing_at_members_rings_them(graph, open_page, suggested):
-    page = open_page(graph, "right=groups")
+    page = open_page(render(graph), "right=groups")
     overlay = "document.getElementById('overlay').toDataURL()"
     before = page.evaluate(overlay)
     suggestion(page, 0).locator(".member").first.hover()
@@ -188,5 +188,5 @@ def test_pointing_at_members_rings_them(graph, open_page, suggested):
 
 def test_a_graph_without_suggestions_says_so(graph, open_page, monkeypatch):
     monkeypatch.setattr(content, "suggest", lambda graph, cards=None: [])
-    page = open_page(graph, "right=groups")
+    page = open_page(render(graph), "right=groups")
     assert "came without suggestions" in page.locator(PANEL).inner_text()

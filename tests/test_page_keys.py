@@ -7,7 +7,8 @@ import re
 import numpy as np
 import pytest
 from page_samples import sample_graph
-from page_tabs import in_hash, read_number
+from page_tabs import in_hash, read_number, wait_for_layout
+from playwright.sync_api import expect
 
 
 def selected(page) -> int | None:
@@ -68,7 +69,7 @@ def test_the_view_is_reached_by_tab_and_lists_its_keys(page):
     for key in ("↑ ↓", "← →", "Home", "Enter", "Space", "P", "Escape", "/", "1 … 5", "Ctrl Z", "Ctrl Y", "?"):
         assert key in text
     page.keyboard.press("Escape")
-    assert dialog.count() == 0
+    expect(dialog).to_have_count(0)
     for key, tab_name in zip("12345", ("graph", "subgraph", "split", "table", "attention"), strict=True):
         page.keyboard.press(key)
         assert page.locator(f"#tab-{tab_name}").get_attribute("aria-selected") == "true"
@@ -84,7 +85,7 @@ def test_the_keyboard_scrolls_to_its_node_and_keeps_its_preview(open_page):
     page.keyboard.press("Home")
     for _ in range(3):
         page.keyboard.press("ArrowDown")
-        page.wait_for_timeout(80)
+        wait_for_layout(page)
         box = page.locator("#plot").bounding_box()
         shown = page.locator("#preview").bounding_box()
         assert shown is not None
