@@ -373,10 +373,10 @@ def test_nothing_in_the_card_is_cut_off_or_overlaps(graph, open_page):
         assert len(set(lefts)) == columns
 
 
-def test_two_thousand_inputs_are_shown_at_once_and_the_rest_on_request(open_page):
-    page = open_page(one_large_row(2000), "left=subgraph")
+def seconds_of_a_selection(page) -> float:
+    """The page's own processor time from a selection to its end, whatever else the machine does."""
     session = page.context.new_cdp_session(page)
-    session.send("Performance.enable", {"timeDomain": "threadTicks"})  # its own time, whatever else the machine does
+    session.send("Performance.enable", {"timeDomain": "threadTicks"})
 
     def busy() -> float:
         metrics = session.send("Performance.getMetrics")["metrics"]
@@ -388,12 +388,19 @@ def test_two_thousand_inputs_are_shown_at_once_and_the_rest_on_request(open_page
       document.querySelector("#panel .close").click(); } }"""
     page.evaluate(turns, 2)
     needed = []
-    for _ in range(4):  # neighbours on the processor make its time longer, too: the best counts
+    for _ in range(4):
         before = busy()
         page.evaluate(turns, 4)
         needed.append((busy() - before) / 4)
-    assert min(needed) < 0.06  # seconds, for a selection and its end
     session.detach()
+    return min(needed)
+
+
+def test_two_thousand_inputs_are_shown_at_once_and_the_rest_on_request(open_page):
+    few = seconds_of_a_selection(open_page(one_large_row(150), "left=subgraph"))
+    page = open_page(one_large_row(2000), "left=subgraph")
+    # twice what a row of 150 takes, too, for a core that is shared is half as fast: all rows would be ten times that
+    assert seconds_of_a_selection(page) < max(0.06, 2 * few)
     page.locator("ol.plain button").first.click()
     assert page.locator("ol.inputs button[data-node]").count() == 100
     page.get_by_role("button", name="Show all 2000").click()
