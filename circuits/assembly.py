@@ -30,7 +30,7 @@ def assemble(model: Gemma3, transcoders: Transcoders, local: LocalReplacement, t
         residuals: (S + K,) conservation residual of every computed row.
     """
     n_nodes = local.n_sources + len(targets.values)
-    labels = _open_labels(model, transcoders, header.warnings)
+    labels = Labels.open_or_warn(transcoders, lambda token: token_text(model, token), header.warnings)
     nodes = _node_table(labels, local, targets, header, n_nodes)
     nodes.expanded[:len(local.active)] = expanded
     nodes.expanded[local.n_sources:] = True
@@ -77,15 +77,6 @@ def _node_table(labels: Labels, local: LocalReplacement, targets: Targets, heade
     table.token[part], table.value[part] = targets.tokens, targets.values.cpu().numpy()
     table.label[part] = targets.labels
     return table
-
-
-def _open_labels(model: Gemma3, transcoders: Transcoders, warnings: list[str]) -> Labels:
-    """Labels that cannot be read cost a warning, not the graph."""
-    try:
-        return Labels.open(transcoders, text=lambda token: token_text(model, token))
-    except CircuitsError as error:
-        warnings.append(f"features have no labels: {error}")
-        return Labels(transcoders)
 
 
 def _feature_labels(labels: Labels, local: LocalReplacement, warnings: list[str]) -> list[str]:

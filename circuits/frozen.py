@@ -97,10 +97,11 @@ class FrozenLayer:
         mixed = pattern @ values.flatten(2)[:, None]  # (G, H / G, P', B * K)
         return mixed.flatten(0, 1).unflatten(-1, values.shape[2:]).transpose(1, 2)
 
-    def attended(self, change: Tensor, first: int = 0) -> Tensor:
-        """(B, P', D) what the layer's attention adds to changes (B, P', D); see :meth:`transported`."""
-        written = torch.einsum("hbpk,dhk->bpd", self.transported(change, first), self.w_o)
-        return written * self.attn_out_gain[first:first + change.shape[1]]
+    def written(self, by_head: Tensor, first: int = 0) -> Tensor:
+        """(B, P', D) what the layer's attention adds to the residual stream: :meth:`transported` (H, B, P', K) after
+        W_O and the norm."""
+        written = torch.einsum("hbpk,dhk->bpd", by_head, self.w_o)
+        return written * self.attn_out_gain[first:first + written.shape[1]]
 
     def pattern_rows(self, positions: Tensor, n_keys: int | None = None) -> Tensor:
         """(H, n, m) attention of the queries at ``positions`` (n,) over the first ``n_keys`` keys, or all."""

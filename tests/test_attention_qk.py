@@ -122,7 +122,7 @@ def carried(local: LocalReplacement, layer: int) -> torch.Tensor:
     x = torch.zeros(local.n_sources, local.n_positions, D_MODEL)
     x[local.first_embedding + at, at] = frozen.embeddings
     for below in range(layer):
-        x = x + frozen.layers[below].attended(x)
+        x = x + frozen.layers[below].written(frozen.layers[below].transported(x))
         skip, writes = local.skips[below], local.writes[below]
         if skip is not None:
             x = x + (x * frozen.layers[below].mlp_in_gain) @ skip

@@ -11,6 +11,8 @@ from test_cli import one_clear_line, run, source  # noqa: F401
 import circuits
 from circuits.attention import table
 from circuits.attention.qk import qk_attribution
+from circuits.errors import FormatError
+from circuits.features.known import Labels
 from circuits.graph_nodes import replacement_of
 from circuits.graphs import AttributionGraph, export
 from circuits.graphs.heads import HeadTable
@@ -104,6 +106,21 @@ def test_trace_writes_heads_and_attention_adds_more(run: Callable, source: list[
     assert run("trace", "the cat sat on the", "--no-heads", "-o", "none.safetensors", *source).status == 0
     assert export.read("none.safetensors").heads is None
     one_clear_line(run("trace", "the cat", "--scores", -1, *source), "scores is -1")
+
+
+def test_labels_that_cannot_be_read_do_not_cost_the_heads(traced: tuple, monkeypatch: pytest.MonkeyPatch) -> None:
+    graph, model, transcoders = traced
+    named = table.head_table(graph.prune(), model, transcoders, scores=6)
+
+    def damaged(*_: object, **__: object) -> None:
+        raise FormatError("features.bin is damaged")
+
+    monkeypatch.setattr(Labels, "open", damaged)
+    plain = table.head_table(graph.prune(), model, transcoders, scores=6)
+    np.testing.assert_array_equal(plain.pair_value, named.pair_value)
+    monkeypatch.undo()
+    monkeypatch.setattr(Labels, "of", damaged)
+    assert len(table.head_table(graph.prune(), model, transcoders, scores=6)) == len(named)
 
 
 def test_the_table_is_what_was_asked(traced: tuple) -> None:

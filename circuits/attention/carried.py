@@ -123,7 +123,7 @@ def carry_forward(local: LocalReplacement, sources: Sources, first: int, stop: i
         if state.shape[1]:
             by_head = layer.transported(state.transpose(0, 1), first)
             yield index, state, by_head
-            state = state + torch.einsum("hspk,dhk->psd", by_head, layer.w_o) * layer.attn_out_gain[here, None]
+            state = state + layer.written(by_head, first).transpose(0, 1)
             skip = local.skips[index]
             if skip is not None:
                 state += (state * layer.mlp_in_gain[here, None]) @ skip.to(state.device)

@@ -103,7 +103,7 @@ class AttentionOf:
         layer, number = self._read_head(head)
         query = self.local.n_positions - 1 if query is None else query
         found = qk_attribution(self.model, self.local, layer, number, query, key, versus_key=versus)
-        names = ComponentNames(self.graph, self.transcoders, self.local)
+        names = ComponentNames(self.graph, self.model, self.transcoders, self.local)
         texts = [self._token(p) for p in (query, key)]
         title = f"Head {layer}/{number}, query {texts[0]}, key {texts[1]}"
         title += "" if versus is None else f" rather than {self._token(versus)}"

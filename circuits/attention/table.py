@@ -60,7 +60,7 @@ def head_table(graph: AttributionGraph, model: Gemma3, transcoders: Transcoders,
     patterns = np.stack([local.frozen.layers[at].head_pattern(which).cpu().numpy()
                          for at, which in zip(layer, head, strict=True)]) if count else np.zeros(
         (0, local.n_positions, local.n_positions), np.float32)
-    pairs = _Pairs(model, local, ComponentNames(graph, transcoders, local))
+    pairs = _Pairs(model, local, ComponentNames(graph, model, transcoders, local))
     cells = _cells(patterns, scores)
     for done, (view, query, key) in enumerate(cells):
         progress("attention scores", done, len(cells))

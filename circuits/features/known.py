@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from circuits.errors import FormatError
+from circuits.errors import CircuitsError, FormatError
 from circuits.features.file import FILE_NAME, FeatureData
 from circuits.features.imported import LABELS_FILE, read_labels
 from circuits.features.rule import compose, label
@@ -75,6 +75,15 @@ class Labels:
         imported = None if labels is None else read_labels(labels, transcoders.d_transcoder)
         opened = feature_data(transcoders) if data is None else open_feature_data(transcoders, data)
         return cls(transcoders, imported=imported, data=opened, text=text)
+
+    @classmethod
+    def open_or_warn(cls, transcoders: Transcoders, text: Callable[[int], str], warnings: list[str]) -> Labels:
+        """:meth:`open`, where labels that cannot be read cost a warning, put into ``warnings``, and not the result."""
+        try:
+            return cls.open(transcoders, text=text)
+        except CircuitsError as error:
+            warnings.append(f"features have no labels: {error}")
+            return cls(transcoders)
 
     def of(self, layer: int, features: list[int]) -> list[str]:
         """The labels of some features of a layer."""

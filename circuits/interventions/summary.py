@@ -162,11 +162,7 @@ class _Names:
     def __init__(self, model: Gemma3, transcoders: Transcoders):
         self.warnings: list[str] = []
         self._known: dict[tuple[int, int], str] = {}
-        try:
-            self._labels = Labels.open(transcoders, text=lambda token: token_text(model, token))
-        except CircuitsError as error:
-            self.warnings.append(f"features have no labels: {error}")
-            self._labels = Labels(transcoders)
+        self._labels = Labels.open_or_warn(transcoders, lambda token: token_text(model, token), self.warnings)
 
     def of(self, layer: int, feature: int) -> str:
         if (layer, feature) not in self._known:

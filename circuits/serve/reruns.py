@@ -98,9 +98,6 @@ class Reruns:
             if (graph.header.model, graph.header.transcoders) == (model.name, transcoders.name):
                 raise
             raise Refusal(422, f"{error}; this server has {model.name} and {transcoders.name}") from error
-        try:
-            labels = Labels.open(transcoders, text=lambda token: token_text(model, token))
-        except CircuitsError:
-            labels = Labels(transcoders)
-        return Subject(rerun, labels)
+        # what cannot be read is named without labels: the reason would tell of this machine's folders
+        return Subject(rerun, Labels.open_or_warn(transcoders, lambda token: token_text(model, token), []))
 
