@@ -1,28 +1,18 @@
-"""The report of a training run: one HTML file with its own copy of plotly.js, which opens without a network.
-
-What comes from the run is autoescaped text, or JSON inside one escaped element; the Content-Security-Policy lets the
-page's own scripts run, by hash, and nothing be loaded.
-"""
+"""The report of a training run: what it measured and how it went, as one HTML file (:mod:`circuits.plot_page`)."""
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, StrictUndefined
-from markupsafe import Markup
 
 from circuits.errors import FormatError, InputError
-from circuits.graphs.page.packed import to_script_json
-from circuits.graphs.store import replacing
-from circuits.training.plots import finite, number, per_layer
+from circuits.plot_page import write_plot_page
+from circuits.plots import finite, number, per_layer
 from circuits.transcoder import Transcoders
 
 MEASURES = {
@@ -108,22 +98,12 @@ def write_report(path: Path, *, metrics: list[dict[str, Any]], transcoders: Tran
     if density is not None and len(density) != transcoders.n_layers:
         raise InputError(f"density has {len(density)} layers, the transcoders have {transcoders.n_layers}: give one "
                          "array per layer")
-    from plotly.offline import get_plotlyjs  # a second, and 5 MB, that training does not need
-
     from circuits.training.report_figures import sections
 
-    drawn = sections(metrics, transcoders, quality, density)
-    plots = {plot.name: {"data": plot.data, "layout": plot.layout} for section in drawn for plot in section.figures}
-    plotly, script = get_plotlyjs(), _source("report.js")
-    policy = (f"default-src 'none'; script-src '{_digest(plotly)}' '{_digest(script)}'; style-src 'unsafe-inline'; "
-              "img-src data: blob:; base-uri 'none'; form-action 'none'")
-    environment = Environment(autoescape=True, undefined=StrictUndefined, keep_trailing_newline=True)
-    page = environment.from_string(_source("report.html")).render(
-        title=title, policy=policy, plotly=Markup(plotly), script=Markup(script), facts=_facts(metrics, transcoders),
-        quality=list(_quality_rows(quality, transcoders.n_layers)), sections=drawn,
-        settings=[(name, _text(value)) for name, value in _flat(settings)], plots=Markup(to_script_json(plots)))
-    with replacing(path) as beside:
-        beside.write_bytes(page.encode("utf-8", "replace"))
+    write_plot_page(path, title=title, facts=_facts(metrics, transcoders), measured="Quality on held-out text",
+                    measures=list(_quality_rows(quality, transcoders.n_layers)),
+                    sections=sections(metrics, transcoders, quality, density),
+                    settings=[(name, _text(value)) for name, value in _flat(settings)])
 
 
 def _facts(metrics: list[dict[str, Any]], transcoders: Transcoders) -> list[tuple[str, str]]:
@@ -167,11 +147,3 @@ def _flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]
 
 def _text(value: Any) -> str:
     return f"{value:.6g}" if isinstance(value, float) else str(value)
-
-
-def _source(name: str) -> str:
-    return files(__package__).joinpath(name).read_text(encoding="utf-8")
-
-
-def _digest(text: str) -> str:
-    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()

@@ -12,8 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from circuits.training.evaluate import DENSE
-from circuits.training.plots import (
+from circuits.plots import (
     HELD_OUT,
     OTHER,
     TRAINING,
@@ -31,6 +30,7 @@ from circuits.training.plots import (
     per_layer,
     tick,
 )
+from circuits.training.evaluate import DENSE
 from circuits.transcoder import MAX_TILE, Transcoders
 
 BINS_PER_DECADE = 4

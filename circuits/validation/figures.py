@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from circuits.training.plots import HELD_OUT, OTHER, TRAINING, Figure, Section, figure, line, log_axis
+from circuits.plots import HELD_OUT, OTHER, TRAINING, Figure, Section, figure, line, log_axis
 from circuits.validation.layers import LayerAgreement
 from circuits.validation.steering import Steering
 from circuits.validation.validate import Validation

@@ -1,22 +1,11 @@
-"""A validation as one HTML file with its own copy of plotly.js, which opens without a network.
-
-What comes from the graph is autoescaped text, or JSON inside one escaped element; the Content-Security-Policy lets the
-page's own scripts run, by hash, and nothing be loaded.
-"""
+"""A validation as one HTML file: its measures and figures (:mod:`circuits.plot_page`)."""
 
 from __future__ import annotations
 
-import base64
-import hashlib
 from collections.abc import Iterator
-from importlib.resources import files
 from pathlib import Path
 
-from jinja2 import Environment, StrictUndefined
-from markupsafe import Markup
-
-from circuits.graphs.page.packed import to_script_json
-from circuits.graphs.store import replacing
+from circuits.plot_page import write_plot_page
 from circuits.validation.figures import sections
 from circuits.validation.tables import MEASURES
 from circuits.validation.validate import Validation
@@ -28,21 +17,8 @@ def write_page(report: Validation, path: Path) -> None:
     Raises:
         InputError: the file cannot be written.
     """
-    from plotly.offline import get_plotlyjs  # 5 MB that only the page needs
-
-    drawn = sections(report)
-    plots = {plot.name: {"data": plot.data, "layout": plot.layout} for section in drawn for plot in section.figures}
-    plotly = get_plotlyjs()
-    script = files("circuits.training").joinpath("report.js").read_text(encoding="utf-8")
-    policy = (f"default-src 'none'; script-src '{_digest(plotly)}' '{_digest(script)}'; style-src 'unsafe-inline'; "
-              "img-src data: blob:; base-uri 'none'; form-action 'none'")
-    environment = Environment(autoescape=True, undefined=StrictUndefined, keep_trailing_newline=True)
-    template = files(__package__).joinpath("page.html").read_text(encoding="utf-8")
-    page = environment.from_string(template).render(
-        title=f"Validation: {report.graph.header.prompt}", policy=policy, plotly=Markup(plotly), script=Markup(script),
-        facts=_facts(report), measures=list(_measures(report)), sections=drawn, plots=Markup(to_script_json(plots)))
-    with replacing(path) as beside:
-        beside.write_bytes(page.encode("utf-8", "replace"))
+    write_plot_page(path, title=f"Validation: {report.graph.header.prompt}", facts=_facts(report),
+                    measured="How well the graph predicts", measures=list(_measures(report)), sections=sections(report))
 
 
 def _facts(report: Validation) -> list[tuple[str, str]]:
@@ -62,7 +38,3 @@ def _measures(report: Validation) -> Iterator[tuple[str, str, str]]:
     for key, meaning in MEASURES.items():
         if (value := found[key]) is not None:
             yield meaning[:1].upper() + meaning[1:], f"{value:.3f}", f"{key} in the JSON"
-
-
-def _digest(text: str) -> str:
-    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()

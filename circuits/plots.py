@@ -1,4 +1,4 @@
-"""Building blocks of the training report's figures: plotly traces, axes and layouts as plain dicts.
+"""Building blocks of the figures of reports: plotly traces, axes and layouts as plain dicts.
 
 Colours of the page (ink, grid, background) are left to the page, which is light or dark.
 """
