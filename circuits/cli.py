@@ -16,6 +16,7 @@ from circuits.commands.evaluate import evaluate
 from circuits.commands.features import features
 from circuits.commands.graph import export_command, show
 from circuits.commands.serve import serve
+from circuits.commands.small_world import small_world
 from circuits.commands.steer import steer
 from circuits.commands.trace import trace
 from circuits.commands.train import train
@@ -28,6 +29,7 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_
 for command in (trace, attention, crosscheck, show, serve, steer, evaluate, features, train, convert, validate):
     app.command()(command)
 app.command("export")(export_command)
+app.add_typer(small_world, name="small-world")
 
 
 def main() -> None:

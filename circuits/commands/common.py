@@ -21,8 +21,9 @@ if TYPE_CHECKING:
 
 out, err = Console(), Console(stderr=True)
 
-Model = Annotated[str, typer.Option(help="Alias (gemma-3-270m), hub id or folder.")]
-TranscodersOption = Annotated[str, typer.Option("--transcoders", help="'bundled', hub path or folder.")]
+Model = Annotated[str, typer.Option(help="Alias (gemma-3-270m, small-world-s), hub id or folder.")]
+TranscodersOption = Annotated[str, typer.Option("--transcoders",
+                                                help="'bundled' (the model's own), hub path or folder.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")]
 DeviceMap = Annotated[str | None, typer.Option(
     "--device-map", help="auto: layers over GPUs, memory and disk as they fit; disk: all layers on disk.")]

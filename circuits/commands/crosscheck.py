@@ -52,7 +52,8 @@ def crosscheck(
     with progress() as report:
         report("loading the model", 0, 1)
         opened = circuits.load_model(model, device=device, progress=report)
-        first, second = (circuits.open_transcoders(name, device=opened.device) for name in (transcoders, other))
+        first, second = (circuits.open_transcoders(name, device=opened.device, model=opened.name)
+                         for name in (transcoders, other))
         found = trace_both(
             opened, first, second, prompt, chat=chat, target=target, versus=versus, coverage=coverage,
             max_features=max_features, max_logits=max_logits, logit_prob=logit_prob, node_threshold=node_threshold,

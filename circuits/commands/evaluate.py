@@ -45,7 +45,7 @@ def evaluate(
     with progress() as report:
         report("loading the model", 0, 1)
         opened = circuits.load_model(model, device=device, progress=report)
-        sets = [circuits.open_transcoders(name, device=opened.device) for name in names]
+        sets = [circuits.open_transcoders(name, device=opened.device, model=opened.name) for name in names]
         asked = read_prompts(opened, prompts, chat=chat) if prompts else []
         sequences = (read_sequences(opened, text, length=length, max_tokens=max_tokens) if text else
                      sample_sequences(opened, tokens=sampled or 0, length=length, seed=seed, progress=report))

@@ -57,7 +57,8 @@ def steer(
     with progress() as report:
         report("loading the model", 0, 1)
         opened = circuits.load_model(model or named[0] or "gemma-3-270m", device=device, progress=report)
-        dictionary = circuits.open_transcoders(transcoders or named[1] or "bundled", device=opened.device)
+        dictionary = circuits.open_transcoders(transcoders or named[1] or "bundled", device=opened.device,
+                                               model=opened.name)
         tokens = read_prompt(opened, prompt, loaded, chat)
         interventions = read_interventions(node or [], tokens, supernode or [], loaded, each=each)
         found = measure(opened, dictionary, tokens, interventions, mode=mode, top=top, max_new_tokens=generate,

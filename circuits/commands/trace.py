@@ -89,7 +89,7 @@ def trace(
     with progress() as report:
         report("loading the model", 0, 1)
         opened = circuits.load_model(model, dtype=model_dtype, device=device, progress=report, device_map=device_map)
-        dictionary = circuits.open_transcoders(transcoders, device=opened.device)
+        dictionary = circuits.open_transcoders(transcoders, device=opened.device, model=opened.name)
         names = {} if labels is None else read_labels(labels, dictionary.d_transcoder)
         graph = circuits.trace(
             opened, dictionary, prompt, tokens=ids, chat=chat, coverage=coverage, max_features=max_features,

@@ -86,7 +86,8 @@ def train(
     with progress() as report:
         report("loading the model", 0, 1)
         opened = circuits.load_model(model, device=device, progress=report)
-        start = None if start_from is None else circuits.open_transcoders(start_from, device=opened.device)
+        start = None if start_from is None else circuits.open_transcoders(
+            start_from, device=opened.device, model=opened.name)
         measured = train_transcoder(opened, settings, output, source, storage=storage,
                                     quota=None if quota is None else round(quota * 1e9), start=start,
                                     feature_data=feature_data, ranks=ranks, progress=report)

@@ -95,5 +95,6 @@ class Tracer:
             report("loading the model", 0, 1)
             model = circuits.load_model(self.source.model, device=self.source.device, progress=report)
             report("opening the transcoders", 0, 1)
-            self._opened = model, circuits.open_transcoders(self.source.transcoders, device=model.device)
+            self._opened = model, circuits.open_transcoders(self.source.transcoders, device=model.device,
+                                                                      model=model.name)
         return self._opened
