@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from circuits.bundled import MODELS
 from circuits.errors import CircuitsError
@@ -52,48 +52,61 @@ def build(folder: Path, progress: Report = lambda stage, done, total: None) -> d
 
     folder.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()
-    _train({f"small-world-{size}": ["-m", "circuits", "small-world", "model", size, "-o", str(folder / "models" / (
-        f"small-world-{size}"))] for size in SIZES}, folder, progress)
     text = folder / "text.jsonl"
     if not text.is_file():
         with replacing(text) as scratch, scratch.open("w", encoding="utf-8") as file:
             for document in documents(SEQUENCES * (SHARDS + 1), LENGTH - 2, TEXT_SEED):
                 file.write(json.dumps({"text": document}) + "\n")
-    _train({f"small-world-{size}-{kind}": _transcoder_command(folder, size, kind, LENGTH)
-            for kind in KINDS for size in SIZES}, folder, progress)
+    models = {f"small-world-{size}": _Job(("-m", "circuits", "small-world", "model", size, "-o", str(
+        folder / "models" / f"small-world-{size}"))) for size in reversed(SIZES)}  # the longer one first
+    sets = {f"small-world-{size}-{kind}": _Job(_transcoder_command(folder, size, kind, LENGTH), f"small-world-{size}")
+            for size in SIZES for kind in KINDS}
+    _run_jobs(models | sets, folder / "logs", progress)
     return _finish(folder, time.monotonic() - started)
 
 
-def _transcoder_command(folder: Path, size: str, kind: str, length: int) -> list[str]:
+class _Job(NamedTuple):
+    """A Python program, and the job that must be done before it."""
+
+    arguments: tuple[str, ...]
+    needs: str = ""
+
+
+def _transcoder_command(folder: Path, size: str, kind: str, length: int) -> tuple[str, ...]:
     settings = {**TRAINING, **TRANSCODERS[size], "span": SPAN[kind], "length": length}
     flags = [part for name, value in settings.items() for part in (f"--{name.replace('_', '-')}", str(value))]
-    return ["-m", "circuits", "train", "--model", str(folder / "models" / f"small-world-{size}"), "--no-skip",
-            "--text", str(folder / "text.jsonl"), "-o", str(folder / f"small-world-{size}-{kind}"), *flags]
+    return ("-m", "circuits", "train", "--model", str(folder / "models" / f"small-world-{size}"), "--no-skip",
+            "--text", str(folder / "text.jsonl"), "-o", str(folder / f"small-world-{size}-{kind}"), *flags)
 
 
-def _train(commands: dict[str, list[str]], folder: Path, progress: Report) -> None:
-    """Run Python with each of the arguments, two at a time, those that have not ended well before."""
-    logs = folder / "logs"
+def _run_jobs(jobs: dict[str, _Job], logs: Path, progress: Report) -> None:
+    """Run the jobs, two at a time, that have not ended well before.
+
+    Raises:
+        CircuitsError: one failed.
+    """
     logs.mkdir(exist_ok=True)
-    waiting = [name for name in commands if not (logs / f"{name}.done").is_file()]
+    done = {name for name in jobs if (logs / f"{name}.done").is_file()}
     running: dict[str, subprocess.Popen[bytes]] = {}
     threads = str(max(1, (os.cpu_count() or 2) // 2))
-    total, started = len(commands), time.monotonic()
+    started = time.monotonic()
     try:
-        while waiting or running:
-            while waiting and len(running) < 2:
-                name = waiting.pop(0)
+        while len(done) < len(jobs):
+            ready = [name for name, job in jobs.items() if name not in done and name not in running and (
+                not job.needs or job.needs in done)]
+            for name in ready[:2 - len(running)]:
                 with (logs / f"{name}.log").open("ab") as log:
                     running[name] = subprocess.Popen(
-                        [sys.executable, *commands[name]], stdout=log, stderr=log, stdin=subprocess.DEVNULL,
+                        [sys.executable, *jobs[name].arguments], stdout=log, stderr=log, stdin=subprocess.DEVNULL,
                         env=os.environ | {"OMP_NUM_THREADS": threads})
+            progress(f"training {', '.join(running)}, {(time.monotonic() - started) / 60:.0f} min", len(done),
+                     len(jobs))
             time.sleep(0.5)
             for name in [name for name, process in running.items() if process.poll() is not None]:
                 if running.pop(name).returncode:
                     raise CircuitsError(f"training {name} failed: {logs / name}.log says why")
                 (logs / f"{name}.done").touch()
-            progress(f"training {', '.join(running)}, {(time.monotonic() - started) / 60:.0f} min",
-                     total - len(waiting) - len(running), total)
+                done.add(name)
     finally:
         for process in running.values():
             process.terminate()

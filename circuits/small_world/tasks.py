@@ -146,7 +146,7 @@ def counting(rng: random.Random) -> Question:
 
 TASKS: dict[str, Callable[[random.Random], Question]] = {
     "lookup": lookup, "two_step": two_step, "induction": induction, "agreement": agreement, "counting": counting}
-WEIGHTS = {"lookup": 0.3, "two_step": 0.3, "induction": 0.15, "agreement": 0.1, "counting": 0.15}
+WEIGHTS = {"lookup": 0.2, "two_step": 0.25, "induction": 0.3, "agreement": 0.1, "counting": 0.15}
 """Share of the training text's sentences."""
 
 
