@@ -12,9 +12,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import psutil
 
 from circuits.bundled import MODELS
 from circuits.errors import CircuitsError
@@ -29,8 +32,8 @@ SIZES = tuple(name.rsplit("-", 1)[-1] for name in MODELS)
 SEQUENCES, SHARDS = 256, 64
 """Of the text that transcoders are trained on; one more shard measures them."""
 TRANSCODERS: dict[str, dict[str, Any]] = {
-    "s": {"features": 384, "active": 10, "lr": 2e-3}, "m": {"features": 384, "active": 8, "lr": 2e-3}}
-TRAINING = {"sequences": SEQUENCES, "shards": SHARDS, "epochs": 3, "batch": 1024, "refit": 16}
+    "s": {"features": 384, "active": 6}, "m": {"features": 384, "active": 6}}
+TRAINING = {"lr": 2e-3, "sequences": SEQUENCES, "shards": SHARDS, "epochs": 2, "batch": 1024, "refit": 16}
 SPAN = {"clt": 4, "plt": 1}
 KEPT = ("config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json",
         "training.json")
@@ -86,6 +89,7 @@ def _run_jobs(jobs: dict[str, _Job], logs: Path, progress: Report) -> None:
         CircuitsError: one failed.
     """
     logs.mkdir(exist_ok=True)
+    _end_orphans(logs)
     done = {name for name in jobs if (logs / f"{name}.done").is_file()}
     running: dict[str, subprocess.Popen[bytes]] = {}
     threads = str(max(1, (os.cpu_count() or 2) // 2))
@@ -99,6 +103,8 @@ def _run_jobs(jobs: dict[str, _Job], logs: Path, progress: Report) -> None:
                     running[name] = subprocess.Popen(
                         [sys.executable, *jobs[name].arguments], stdout=log, stderr=log, stdin=subprocess.DEVNULL,
                         env=os.environ | {"OMP_NUM_THREADS": threads})
+                pid = running[name].pid
+                (logs / f"{name}.pid").write_text(f"{pid} {psutil.Process(pid).create_time()}", encoding="ascii")
             progress(f"training {', '.join(running)}, {(time.monotonic() - started) / 60:.0f} min", len(done),
                      len(jobs))
             time.sleep(0.5)
@@ -110,6 +116,18 @@ def _run_jobs(jobs: dict[str, _Job], logs: Path, progress: Report) -> None:
     finally:
         for process in running.values():
             process.terminate()
+
+
+def _end_orphans(logs: Path) -> None:
+    """End what a killed build left running: two processes must not train one model."""
+    for file in logs.glob("*.pid"):
+        pid, created = file.read_text(encoding="ascii").split()
+        with suppress(psutil.NoSuchProcess):
+            process = psutil.Process(int(pid))
+            if process.create_time() == float(created):
+                process.kill()
+                process.wait()
+        file.unlink()
 
 
 def _finish(folder: Path, seconds: float) -> dict[str, Any]:
