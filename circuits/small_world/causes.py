@@ -21,8 +21,8 @@ from circuits.gemma3 import Gemma3
 from circuits.graphs.graph import AttributionGraph
 from circuits.interventions.edits import FeatureEdit, Intervention
 from circuits.interventions.intervene import intervene
-from circuits.prompt import single_token
-from circuits.replacement import LocalReplacement, build_replacement
+from circuits.prompt import masked_prefix, single_token
+from circuits.replacement import build_replacement
 from circuits.small_world.answers import question_tokens
 from circuits.small_world.facts import STATE_ATTRIBUTES, world
 from circuits.small_world.tasks import Question, questions, two_step_question
@@ -117,21 +117,26 @@ class _Frame:
 
     def __init__(self, model: Gemma3, transcoders: Transcoders, asked: Sequence[Question]):
         self.model, self.transcoders, self.questions = model, transcoders, list(asked)
-        self.locals: list[LocalReplacement] = [
-            build_replacement(model, transcoders, question_tokens(model, question)) for question in asked]
-        self.activations = torch.stack([self._dense(local) for local in self.locals])
+        self.tokens = [question_tokens(model, question) for question in asked]
+        with model.record_mlps() as own:
+            logits = model.logits_with_mlps(torch.tensor(self.tokens, device=model.device))[:, -1]
+        self.activations = torch.stack([self._read(layer, x) for layer, x in enumerate(own["in"])], 1)
         """(Q, L, P, F)"""
         self.values = sorted({question.intermediate for question in asked})
         self.answers = {question.intermediate: single_token(model, " " + question.answer) for question in asked}
-        self.right = [int(local.frozen.logits.argmax()) == self.answers[question.intermediate]
-                      for local, question in zip(self.locals, asked, strict=True)]
+        self.right = [likeliest == self.answers[question.intermediate]
+                      for likeliest, question in zip(logits.argmax(-1).tolist(), asked, strict=True)]
         self._of = {value: torch.tensor([q.intermediate == value for q in asked]) for value in self.values}
         self.telling = self._telling()
 
-    def _dense(self, local: LocalReplacement) -> Tensor:
-        active = local.active
-        dense = torch.zeros(local.n_layers, local.n_positions, self.transcoders.d_transcoder)
-        dense[active.layer.cpu(), active.position.cpu(), active.feature.cpu()] = active.value.cpu()
+    def _read(self, layer: int, x: Tensor) -> Tensor:
+        """(Q, P, F) activations of a layer, zero at masked positions."""
+        masked = masked_prefix(self.tokens[0])
+        dense = torch.zeros(*x.shape[:2], max(self.transcoders.d_transcoder))
+        rows = dense[:, masked:].flatten(0, 1)
+        place, feature, value = self.transcoders.encode(layer, x[:, masked:].flatten(0, 1).float())
+        rows[place.cpu(), feature.cpu()] = value.cpu()
+        dense[:, masked:] = rows.unflatten(0, (len(x), -1))
         return dense
 
     def _telling(self) -> Tensor:
@@ -144,7 +149,8 @@ class _Frame:
         return (between >= TELLING * total) & (total > 0)
 
     def swap(self, place: int, value: str, rng: random.Random) -> Swap:
-        question, local = self.questions[place], self.locals[place]
+        question = self.questions[place]
+        local = build_replacement(self.model, self.transcoders, self.tokens[place])
         telling = torch.nonzero(self.telling)
         varying = torch.nonzero((self.activations.var(0) > 0) & ~self.telling)
         others = varying[rng.sample(range(len(varying)), min(len(telling), len(varying)))]
