@@ -3,7 +3,8 @@
     python benchmarks/small_world.py --json result.json          some ten minutes
 
 Of every task: how often the model answers right; over questions it answers right, the share of tokens' influence that
-graphs give to the tokens that truly cause the answer, beside the share of tokens that are causes; and how often the
+graphs give to the tokens that truly cause the answer, beside the share of tokens that are causes, and how often a cause
+has more of it than another word, for the answer and for the answer against the next likely token; and how often the
 answer becomes another state's, number's or count's when the features that tell them apart are set to what they are for
 that one, beside what as many features that do not tell them apart do. Figures are given only where conservation holds
 at every graph.
@@ -25,7 +26,8 @@ from provenance import provenance
 
 import circuits
 from circuits.gemma3 import Gemma3
-from circuits.small_world.answers import SEED, accuracy, ask
+from circuits.graphs import AttributionGraph
+from circuits.small_world.answers import SEED, accuracy, ask, question_tokens
 from circuits.small_world.causes import SWAPPED_TASKS, cause_share, swaps
 from circuits.small_world.tasks import TASKS, Question, held_out_questions, questions
 from circuits.transcoder import Transcoders
@@ -79,15 +81,20 @@ def _tasks(model: Gemma3, transcoders: Transcoders, options: argparse.Namespace)
     """Figures by task, and the worst conservation residual of the graphs."""
     tasks, worst = {}, 0.0
     for task in (*TASKS, "two_step_held_out"):
-        graphs = [(circuits.trace(model, transcoders, question.prompt, coverage=1.0), question)
-                  for question in itertools.islice(_answered(model, task), options.graphs)]
-        worst = max([worst, *(graph.conservation for graph, _ in graphs)])
-        shares = [cause_share(graph, question) for graph, question in graphs]
+        asked = list(itertools.islice(_answered(model, task), options.graphs))
+        graphs = [circuits.trace(model, transcoders, question.prompt, coverage=1.0) for question in asked]
+        against = [_contrast(model, transcoders, question) for question in asked]
+        worst = max([worst, *(graph.conservation for graph in (*graphs, *against))])
+        shares, contrasts = ([cause_share(graph, question) for graph, question in zip(made, asked, strict=True)]
+                             for made in (graphs, against))
         tasks[task] = {
             "graphs": len(graphs), "cause_share": _mean([one.share for one in shares]),
+            "cause_share_contrast": _mean([one.share for one in contrasts]),
+            "ranking": _mean([one.ranking for one in shares]),
+            "ranking_contrast": _mean([one.ranking for one in contrasts]),
             "tokens_share": _mean([one.tokens for one in shares]), "error_share": _mean([one.errors for one in shares]),
-            "replacement": _mean([graph.scores["replacement"] for graph, _ in graphs]),
-            "completeness": _mean([graph.scores["completeness"] for graph, _ in graphs])}
+            "replacement": _mean([graph.scores["replacement"] for graph in graphs]),
+            "completeness": _mean([graph.scores["completeness"] for graph in graphs])}
         if task in SWAPPED_TASKS:
             made = swaps(model, transcoders, task, options.swaps)
             tasks[task]["swap"] = {
@@ -97,6 +104,12 @@ def _tasks(model: Gemma3, transcoders: Transcoders, options: argparse.Namespace)
                 "probability_before": _mean([one.probability_before for one in made]),
                 "features": float(np.mean([one.n_features for one in made])) if made else math.nan}
     return tasks, worst
+
+
+def _contrast(model: Gemma3, transcoders: Transcoders, question: Question) -> AttributionGraph:
+    """Why the answer, and not the next likely token."""
+    answer, other = model.freeze(question_tokens(model, question)).logits.topk(2).indices.tolist()
+    return circuits.trace(model, transcoders, question.prompt, coverage=1.0, target=answer, versus=other)
 
 
 def _answered(model: Gemma3, task: str) -> Iterator[Question]:
@@ -125,11 +138,14 @@ def lines(report: dict[str, Any]) -> Iterator[str]:
         yield f"{name} answers right: " + ", ".join(
             f"{task} {one['right']:.0%}" for task, one in found["accuracy"].items())
         for kind in (kind for kind in ("clt", "plt") if kind in found):
-            yield (f"{name} {kind}:  influence on causes (their share of tokens), errors, replacement; swaps that "
+            yield (f"{name} {kind}:  influence on causes (their share of tokens), of the answer and of the answer "
+                   "against the next likely token; causes above others; errors, replacement; swaps that "
                    "change the answer (random features; own value keeps it)")
             for task, one in found[kind].items():
-                line = (f"  {task:>18}  {_range(one['cause_share'])} ({one['tokens_share']['mean']:.2f})  "
-                        f"{one['error_share']['mean']:.2f}  {one['replacement']['mean']:.2f}")
+                line = (f"  {task:>18}  {_range(one['cause_share'])} ({one['tokens_share']['mean']:.2f}), contrast "
+                        f"{_range(one['cause_share_contrast'])}; ranking {one['ranking']['mean']:.2f}, contrast "
+                        f"{one['ranking_contrast']['mean']:.2f}  {one['error_share']['mean']:.2f}  "
+                        f"{one['replacement']['mean']:.2f}")
                 if swap := one.get("swap"):
                     line += (f"  {_range(swap['became'])} ({swap['random']['mean']:.2f}; {swap['same']['mean']:.2f}), "
                              f"{swap['features']:.0f} features")

@@ -9,6 +9,7 @@ Shapes: Q questions of one frame, L layers, P positions, F features of a layer.
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -45,6 +46,9 @@ class CauseShare:
     """Of tokens' influence, ``<bos>``'s included, what the true causes have."""
     tokens: float
     """Share of the prompt's tokens that are causes: what influence spread evenly would give."""
+    ranking: float
+    """Share of pairs of a cause and another of the prompt's words in which the cause has more influence; chance gives a
+    half. NaN where every word is a cause."""
     errors: float
     """Share of the errors in the influence that reaches tokens or errors: what the graph cannot explain."""
 
@@ -56,8 +60,10 @@ def cause_share(graph: AttributionGraph, question: Question) -> CauseShare:
     by_position = np.zeros(len(graph.header.tokens))
     np.add.at(by_position, nodes.position[token], nodes.influence[token].astype(np.float64))
     total, errors = float(by_position.sum()), float(nodes.influence[error].sum(dtype=np.float64))
-    return CauseShare(float(by_position[question.cause_positions].sum()) / total,
-                      len(question.causes) / len(by_position), errors / (total + errors))
+    causes = by_position[question.cause_positions]
+    others = np.delete(by_position, [0, *question.cause_positions])
+    return CauseShare(float(causes.sum()) / total, len(question.causes) / len(by_position),
+                      float((causes[:, None] > others).mean()) if len(others) else math.nan, errors / (total + errors))
 
 
 @dataclass(frozen=True)

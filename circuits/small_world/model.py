@@ -44,7 +44,7 @@ class Shape:
 
 
 SHAPES = {"s": Shape(n_layers=4, d_model=128, n_heads=4, d_mlp=512, global_every=2, steps=3500, lr=2e-3),
-          "m": Shape(n_layers=8, d_model=192, n_heads=6, d_mlp=384, global_every=4, steps=2200, lr=1.5e-3)}
+          "m": Shape(n_layers=8, d_model=192, n_heads=6, d_mlp=384, global_every=4, steps=3300, lr=2e-3)}
 HEAD_DIM, KEY_VALUE_HEADS, WINDOW = 32, 2, 16
 BATCH = 32
 """Sequences a step."""
