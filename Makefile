@@ -4,7 +4,7 @@ STAMP := .venv/.installed
 WORKERS ?= 2
 TIMED := tests/test_page_speed.py
 
-.PHONY: demo test check-real bench screenshots lint clean
+.PHONY: demo test check-real bench small-world screenshots lint clean
 
 demo: $(STAMP)
 	$(BIN)/circuits trace "Fact: Michael Jordan plays the sport of" -o jordan.html
@@ -21,6 +21,12 @@ check-real: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python benchmarks/bench.py --work build/bench --resume
+
+# The small world's models and transcoders, trained anew: under an hour on two cores.
+small-world: $(STAMP)
+	$(BIN)/circuits small-world train -o build/small-world
+	rm -rf circuits/assets/small-world-*
+	cp -r build/small-world/bundle/small-world-* circuits/assets/
 
 # The README's pictures, from a trace made now; needs chromium.
 screenshots: $(STAMP)

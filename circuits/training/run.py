@@ -100,6 +100,7 @@ def train_transcoder(model: Gemma3, settings: TrainSettings, folder: Path, text:
     config = native_config(model, settings, described)
     native.write_config(target, **config)
     transcoders = open_transcoders(target, device=model.device)
+    transcoders.name = folder.resolve().name  # feature data travels with the weights: where they were made says nothing
     measured = evaluate_on_sequences(model, transcoders, _held_out(model, settings, store), progress=progress)
     native.write_config(target, **config, quality=measured.numbers())
     if feature_data:
