@@ -2,15 +2,19 @@
 
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from typer.testing import CliRunner
 
 from circuits.cli import app
-from circuits.errors import InputError
+from circuits.errors import CircuitsError, InputError
 from circuits.model_folder import open_tokenizer
+from circuits.small_world import build
 from circuits.small_world import model as small_model
 from circuits.small_world.causes import frames_of
 from circuits.small_world.facts import DEEDS, NOUNS, NUMBERS, PERSON_ATTRIBUTES, STATE_ATTRIBUTES, THINGS, world
@@ -139,6 +143,41 @@ def test_training_learns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     described = train_model("s", tmp_path, shape=shape)
     assert described["loss"] < 4 < torch.log(torch.tensor(float(n_tokens())))
     assert json.loads((tmp_path / "training.json").read_text()) == described
+
+
+def job(folder: Path, name: str, needs: str = "", fails: bool = False) -> build._Job:
+    """Writes its name to a file when it starts; fails if what it needs is not there."""
+    program = f"from pathlib import Path; there = Path({str(folder)!r}); "
+    if needs:
+        program += f"assert {needs!r} in (there / 'order').read_text().split(); "
+    program += f"open(there / 'order', 'a').write({name + ' '!r}); {'raise SystemExit(3)' if fails else ''}"
+    return build._Job(("-c", program), needs)
+
+
+def test_build_runs_jobs_in_order_and_once(tmp_path: Path) -> None:
+    jobs = {"b": job(tmp_path, "b", "a"), "a": job(tmp_path, "a"), "c": job(tmp_path, "c", fails=True)}
+    with pytest.raises(CircuitsError, match=r"training c failed: .*c\.log says why"):
+        build._run_jobs(jobs, tmp_path / "logs", lambda stage, done, total: None)
+    jobs["c"] = job(tmp_path, "c", "b")
+    build._run_jobs(jobs, tmp_path / "logs", lambda stage, done, total: None)
+    build._run_jobs(jobs, tmp_path / "logs", lambda stage, done, total: None)
+    order = (tmp_path / "order").read_text().split()
+    assert (order.count("a"), order.count("b"), order.count("c"), order[-1]) == (1, 1, 2, "c")
+
+
+def test_build_ends_what_a_killed_one_left(tmp_path: Path) -> None:
+    """Only the very process: another one that has got its number stays."""
+    orphan, stranger = (subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"]) for _ in range(2))
+    try:
+        created = psutil.Process(orphan.pid).create_time()
+        (tmp_path / "a.pid").write_text(f"{orphan.pid} {created}")
+        (tmp_path / "b.pid").write_text(f"{stranger.pid} {created - 1}")
+        build._end_orphans(tmp_path)
+        assert orphan.poll() is not None
+        assert stranger.poll() is None
+        assert not list(tmp_path.glob("*.pid"))
+    finally:
+        stranger.kill()
 
 
 def test_shapes() -> None:
