@@ -7,6 +7,8 @@ from circuits.errors import CircuitsError, ConservationError, FormatError, Input
 
 if TYPE_CHECKING:
     from circuits.attribution import trace
+    from circuits.batches.run import trace_batch
+    from circuits.comparing.compare import compare
     from circuits.interventions.generate import generate
     from circuits.interventions.intervene import intervene
     from circuits.transcoder import open_transcoders
@@ -14,10 +16,11 @@ if TYPE_CHECKING:
     from circuits.weights import load_model
 
 __version__ = "0.1.0"
-__all__ = ["CircuitsError", "ConservationError", "FormatError", "InputError", "ModelError", "generate", "intervene",
-           "load_model", "open_transcoders", "trace", "validate"]
+__all__ = ["CircuitsError", "ConservationError", "FormatError", "InputError", "ModelError", "compare", "generate",
+           "intervene", "load_model", "open_transcoders", "trace", "trace_batch", "validate"]
 
 _LAZY = {"load_model": "circuits.weights", "open_transcoders": "circuits.transcoder", "trace": "circuits.attribution",
+         "trace_batch": "circuits.batches.run", "compare": "circuits.comparing.compare",
          "validate": "circuits.validation.validate", "intervene": "circuits.interventions.intervene",
          "generate": "circuits.interventions.generate"}
 _SUBPACKAGES = ("features", "graphs", "kernels", "training")

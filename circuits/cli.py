@@ -8,13 +8,17 @@ import warnings
 
 import typer
 
+from circuits.commands.aggregate import aggregate
 from circuits.commands.attention import attention
+from circuits.commands.batch import batch
 from circuits.commands.common import err
+from circuits.commands.compare import compare
 from circuits.commands.convert import convert
 from circuits.commands.crosscheck import crosscheck
 from circuits.commands.evaluate import evaluate
 from circuits.commands.features import features
 from circuits.commands.graph import export_command, show
+from circuits.commands.reasoning import reasoning
 from circuits.commands.serve import serve
 from circuits.commands.small_world import small_world
 from circuits.commands.steer import steer
@@ -26,8 +30,11 @@ from circuits.memory import return_freed_memory
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
                   help="Exact circuit tracing for Gemma 3.")
-for command in (trace, attention, crosscheck, show, serve, steer, evaluate, features, train, convert, validate):
+for command in (trace, batch, attention, crosscheck, show, serve, steer, evaluate, features, train, convert, validate):
     app.command()(command)
+app.command()(aggregate)
+app.command()(compare)
+app.command()(reasoning)
 app.command("export")(export_command)
 app.add_typer(small_world, name="small-world")
 

@@ -17,18 +17,13 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy.optimize import linear_sum_assignment
 from scipy.sparse import csr_array
 
 from circuits.graphs.activations import feature_keys
 from circuits.graphs.graph import AttributionGraph
-from circuits.graphs.group_names import folded
+from circuits.graphs.pairing import PERCENTILE, Pairs, Places, pair_up
+from circuits.graphs.signatures import promoted_rows, unit_rows
 
-ROUNDS = 50
-"""Shuffles of the null."""
-PERCENTILE = 95.0
-NEARER = 1e-9
-"""What a layer of distance costs: of equally similar features the nearest match."""
 SHARED = 4
 """Most tokens that a pair names."""
 
@@ -79,25 +74,12 @@ class _Features(NamedTuple):
 
     nodes: np.ndarray
     """(M,) their nodes"""
-    key: np.ndarray
-    """(M,) int64 one number for each feature, the same at all positions"""
-    layer: np.ndarray
-    position: np.ndarray
+    places: Places
+    """Depths are layers."""
     share: np.ndarray
     """(M,) of the influence of all features"""
     signature: csr_array
     """(M, V) rows of length 1"""
-
-
-class _Pairs(NamedTuple):
-    """Pairs of all positions: places in the two lists of features, and how similar."""
-
-    first: np.ndarray
-    second: np.ndarray
-    similarity: np.ndarray
-
-
-_NO_PAIRS = _Pairs(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0))
 
 
 def match_features(first: AttributionGraph, second: AttributionGraph, window: int, seed: int = 0) -> FeatureMatches:
@@ -111,11 +93,16 @@ def match_features(first: AttributionGraph, second: AttributionGraph, window: in
     one, two = (_features(graph, columns) for graph in (first, second))
     for features in (one, two):
         features.signature.resize(len(features.nodes), max(1, len(columns)))
-    pairs, null = _all_pairs(one, two, window, np.random.default_rng(seed))
-    similar = np.concatenate([np.empty(0), *(made.similarity for made in null)])
+
+    def alike(rows: np.ndarray) -> np.ndarray:
+        return np.minimum((one.signature[rows] @ two.signature.T).toarray(), 1.0)
+
+    made = pair_up(one.places, two.places, alike, window, rng=np.random.default_rng(seed))
+    pairs, null = made.pairs, made.null
+    similar = np.concatenate([np.empty(0), *(chance.similarity for chance in null)])
     limit = float(np.percentile(similar, PERCENTILE)) if len(similar) else math.nan
-    found = [_beyond(made, limit) for made in (pairs, *null)]
-    influence, *chance = [(float(one.share[made.first].sum()), float(two.share[made.second].sum())) for made in found]
+    found = [_beyond(some, limit) for some in (pairs, *null)]
+    influence, *chance = [(float(one.share[some.first].sum()), float(two.share[some.second].sum())) for some in found]
     matched = found[0]
     order = np.argsort(-(one.share[matched.first] + two.share[matched.second]), kind="stable")
     texts = list(columns)
@@ -129,74 +116,20 @@ def match_features(first: AttributionGraph, second: AttributionGraph, window: in
 
 def _features(graph: AttributionGraph, columns: dict[str, int]) -> _Features:
     """``columns``: the column of each token; new ones are added, so that the width is known when both are read."""
-    nodes, cards = graph.nodes, graph.feature_cards()
+    nodes = graph.nodes
     features = np.flatnonzero(nodes.kind == "feature")
     total = float(nodes.influence[features].sum(dtype=np.float64)) or 1.0
-    lists: dict[int, dict[int, float]] = {}
-    if cards is not None:
-        start, token, score = cards.promoted.start, cards.promoted.token, np.maximum(cards.promoted.score, 0.0)
-        for node in features.tolist():
-            card = cards.find(nodes.layer[node], nodes.feature[node])
-            said: dict[int, float] = {}
-            for i in range(start[card], start[card + 1]) if card >= 0 else ():
-                column = columns.setdefault(folded(cards.texts[int(token[i])]), len(columns))
-                said[column] = said.get(column, 0.0) + float(score[i])
-            if any(said.values()):
-                lists[node] = said
-    known = np.array(list(lists), dtype=np.int64)
-    sizes = np.array([math.sqrt(sum(x * x for x in said.values())) for said in lists.values()])
-    lengths = np.array([len(said) for said in lists.values()], dtype=np.int64)
-    weights = np.array([x for said in lists.values() for x in said.values()]) / np.repeat(sizes, lengths)
-    indices = np.array([column for said in lists.values() for column in said], dtype=np.int64)
-    signature = csr_array((weights, indices, np.append(0, np.cumsum(lengths))),
-                          shape=(len(known), max(1, len(columns))))
-    return _Features(known, feature_keys(nodes.layer[known], nodes.feature[known]), nodes.layer[known],
-                     nodes.position[known], nodes.influence[known].astype(np.float64) / total, signature)
+    names = list(zip(nodes.layer[features].tolist(), nodes.feature[features].tolist(), strict=True))
+    view = unit_rows(promoted_rows(graph.feature_cards(), names, columns))
+    known = features[view.known]
+    layer, feature = nodes.layer[known], nodes.feature[known]
+    return _Features(known, Places(feature_keys(layer, feature), nodes.position[known], layer),
+                     nodes.influence[known].astype(np.float64) / total, view.rows[view.known])
 
 
-def _all_pairs(one: _Features, two: _Features, window: int, rng: np.random.Generator) -> tuple[_Pairs, list[_Pairs]]:
-    """The best pairs at all positions, and those of every round of the null; no rounds where no position has one."""
-    pairs, rounds = [_NO_PAIRS], [list[_Pairs]() for _ in range(ROUNDS)]
-    for position in np.intersect1d(one.position, two.position):
-        a, b = np.flatnonzero(one.position == position), np.flatnonzero(two.position == position)
-        similarity = np.minimum((one.signature[a] @ two.signature.T).toarray(), 1.0)
-        away = np.abs(one.layer[a][:, None] - two.layer[b])
-        pairs.append(_paired(a, b, similarity[:, b], away, window))
-        for made, drawn in zip(rounds, _drawn(two, b, window, rng), strict=False):
-            made.append(_paired(a, b, similarity[:, drawn], away, window))
-    return _joined(pairs), [_joined(made) for made in rounds if made]
-
-
-def _paired(a: np.ndarray, b: np.ndarray, similarity: np.ndarray, away: np.ndarray, window: int) -> _Pairs:
-    """The best pairs of the features ``a`` (m,) and ``b`` (n,) of one position, ``away`` (m, n) layers apart."""
-    near = away <= window
-    worth = np.where(near, similarity, 0.0) - NEARER * np.minimum(away, window + 1)
-    rows, places = linear_sum_assignment(worth, maximize=True)
-    chosen = near[rows, places]
-    rows, places = rows[chosen], places[chosen]
-    return _Pairs(a[rows], b[places], similarity[rows, places])
-
-
-def _drawn(two: _Features, here: np.ndarray, window: int, rng: np.random.Generator) -> np.ndarray:
-    """(ROUNDS, n) for each of the features ``here`` (n,) of one position another whose signature it gets, one that does
-    not fire here and is within the window, or in any layer where there is none; (0, n) where all fire here."""
-    elsewhere = np.flatnonzero(~np.isin(two.key, two.key[here]))
-    _, once = np.unique(two.key[elsewhere], return_index=True)
-    pool = elsewhere[once]
-    if not len(pool):
-        return np.empty((0, len(here)), np.int64)
-    close = [pool[np.abs(two.layer[pool] - layer) <= window] for layer in two.layer[here]]
-    return np.stack([rng.choice(some if len(some) else pool, ROUNDS) for some in close], axis=1)
-
-
-def _joined(parts: list[_Pairs]) -> _Pairs:
-    return _Pairs(*(np.concatenate(column) for column in zip(*parts, strict=True)))
-
-
-def _beyond(pairs: _Pairs, limit: float) -> _Pairs:
+def _beyond(pairs: Pairs, limit: float) -> Pairs:
     """Those more similar than the limit; none where there is no limit."""
-    kept = pairs.similarity > limit
-    return _Pairs(*(column[kept] for column in pairs))
+    return pairs.among(pairs.similarity > limit)
 
 
 def _shared(one: _Features, two: _Features, first: int, second: int, texts: list[str]) -> tuple[str, ...]:

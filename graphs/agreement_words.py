@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from circuits.graphs.agreement import Agreement, Measure
+from circuits.graphs.agreement import Agreement
+from circuits.graphs.measure import Measure
 from circuits.graphs.words import listed, percent, quoted, shown
 
 FEW = 4

@@ -72,7 +72,7 @@ def open_for(graph: AttributionGraph, model: str | None, transcoders: str | None
         raise InputError(f"the graph does not say which {unknown[0]} it was made with: give --{unknown[0]}")
     report("loading the model", 0, 1)
     opened = circuits.load_model(names["model"], device=device, progress=report)
-    return opened, circuits.open_transcoders(names["transcoders"], device=opened.device)
+    return opened, circuits.open_transcoders(names["transcoders"], device=opened.device, model=opened.name)
 
 
 def write_json(path: Path | None, values: dict[str, Any]) -> None:

@@ -68,7 +68,8 @@ def _bars(report: Validation) -> Figure | None:
 
 def _points(report: Validation, x: list[float], y: list[float], shown: np.ndarray) -> dict[str, Any]:
     graph, nodes = report.graph, report.ablations.nodes[shown]
-    names = [f"{escape(str(graph.nodes.label[n]))}<br>at {escape(repr(_token(report, int(n))))}" for n in nodes]
+    names = [f"{escape(str(graph.nodes.label[n]), quote=False)}<br>at "
+             f"{escape(repr(_token(report, int(n))), quote=False)}" for n in nodes]
     return {"type": "scatter", "mode": "markers", "name": "features", "x": x, "y": y, "text": names,
             "marker": {"color": TRAINING, "size": 6, "opacity": 0.7},
             "hovertemplate": "%{text}<br>%{x:.4g}, %{y:.4g}<extra></extra>"}

@@ -1,0 +1,1 @@
+"""Folders of traced prompts in, what they have in common out: tables, figures and a page."""
