@@ -21,7 +21,7 @@ from circuits.commands.common import (
 def reasoning(
     prompt: Annotated[str | None, typer.Argument(
         help="Text with marks: [\\[question]]...[\\[/question]] [\\[reasoning]]...[\\[/reasoning]] "
-             "Answer:[\\[answer]] 5. Or plain text with --span.")] = None,
+             "Answer: [\\[answer]]5. Or plain text with --span.")] = None,
     file: Annotated[Path | None, typer.Option(
         "--file", "-f", help='JSON or JSONL of prompts instead: {"prompt": ..., "spans": {"reasoning": [9, 20]}}.')
     ] = None,

@@ -25,7 +25,7 @@ from circuits.graphs.spans import Span
 from circuits.prompt import token_text, tokenize
 
 ANSWER = "answer"
-EXAMPLE = "[[question]]...[[/question]] [[reasoning]]...[[/reasoning]] Answer:[[answer]]"
+EXAMPLE = "[[question]]...[[/question]] [[reasoning]]...[[/reasoning]] Answer: [[answer]]"
 _NAME = r"[A-Za-z][A-Za-z0-9_-]*"
 _MARK = re.compile(rf"\[\[(/?)({_NAME})\]\]")
 _SPAN = re.compile(rf"\[\[({_NAME})\]\](.*?)\[\[/\1\]\]", re.DOTALL)
