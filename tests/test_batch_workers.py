@@ -24,7 +24,7 @@ from circuits.batches.run import trace_batch
 from circuits.batches.settings import BatchSettings
 from circuits.errors import InputError, ModelError
 
-MANY = 20
+MANY = 50
 
 
 @pytest.fixture(scope="module")

@@ -24,16 +24,16 @@ if TYPE_CHECKING:
     from circuits.batches.task import Report
 
 COLUMNS = (
-    ("replacement", "replace&shy;ment", "Replacement score: influence of tokens over influence of tokens and errors."),
-    ("completeness", "complete&shy;ness", "Completeness score: share of inputs that does not come from errors."),
-    ("unexplored", "unex&shy;plored", "Share of influence at features whose rows were not computed."),
-    ("conservation", "conser&shy;vation", "Largest relative difference between a target and the sum of its edges."),
+    ("replacement", "replace\u00adment", "Replacement score: influence of tokens over influence of tokens and errors."),
+    ("completeness", "complete\u00adness", "Completeness score: share of inputs that does not come from errors."),
+    ("unexplored", "unex\u00adplored", "Share of influence at features whose rows were not computed."),
+    ("conservation", "conser\u00advation", "Largest relative difference between a target and the sum of its edges."),
     ("n_tokens", "tokens", "Tokens of the prompt."),
     ("active_features", "active", "Features that fire on the prompt."),
     ("pruned_nodes", "nodes", "Nodes of the graph that is kept, and before pruning."),
     ("pruned_edges", "edges", "Edges of the graph that is kept, and before pruning."),
     ("seconds", "seconds", "Time for tracing and writing."))
-"""Measures of a row, and how the table names and explains them."""
+"""Measures of a row, and how the table names them, with places to break the word, and explains them."""
 
 
 def write_gallery(folder: BatchFolder, rows: Sequence[dict[str, Any]], settings: BatchSettings) -> None:
@@ -47,9 +47,8 @@ def write_gallery(folder: BatchFolder, rows: Sequence[dict[str, Any]], settings:
               "base-uri 'none'; form-action 'none'")
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters["number"] = _number
-    columns = [(name, Markup(label), meaning) for name, label, meaning in COLUMNS]
     page = environment.from_string(_source("gallery.html")).render(
-        policy=policy, style=Markup(style), script=Markup(script), columns=columns, facts=_facts(rows, settings),
+        policy=policy, style=Markup(style), script=Markup(script), columns=COLUMNS, facts=_facts(rows, settings),
         families=sorted({row["family"] for row in rows if row["family"] is not None}),
         answered=any(row["correct"] is not None for row in rows), settings=list(settings.as_dict().items()),
         rows=[row | _files(folder, row["id"]) for row in rows])
