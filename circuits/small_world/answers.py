@@ -42,12 +42,15 @@ def ask(model: Gemma3, asked: Sequence[Question]) -> tuple[list[bool], list[floa
     Raises:
         ModelError: a model of another vocabulary.
     """
-    right, probability = [], []
-    for question in asked:
-        logits = model.freeze(question_tokens(model, question)).logits
-        answer = single_token(model, " " + question.answer)
-        right.append(int(logits.argmax()) == answer)
-        probability.append(float(logits.softmax(-1)[answer]))
+    right, probability = [False] * len(asked), [0.0] * len(asked)
+    tokens = [question_tokens(model, question) for question in asked]
+    for length in sorted(set(map(len, tokens))):
+        places = [place for place, ids in enumerate(tokens) if len(ids) == length]
+        last = model.logits_with_mlps(torch.tensor([tokens[place] for place in places]))[:, -1].float()
+        for place, logits in zip(places, last, strict=True):
+            answer = single_token(model, " " + asked[place].answer)
+            right[place] = int(logits.argmax()) == answer
+            probability[place] = float(logits.softmax(-1)[answer])
     return right, probability
 
 
