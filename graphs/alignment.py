@@ -18,6 +18,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -144,8 +145,7 @@ def align(first: AttributionGraph, second: AttributionGraph, signatures: tuple[S
                      np.random.default_rng(seed), distinct=True)
     pairs, rounds = paired.pairs, paired.calibrated_null()
     others = [Features.of(*other) for other in unrelated]
-    apart = [pair_up(one.places, other.places, lambda rows, other=other: one.scores(other, rows), window, fall).pairs
-             for other in others]
+    apart = [pair_up(one.places, other.places, partial(one.scores, other), window, fall).pairs for other in others]
     nulls = {name: np.concatenate([made.similarity for made in null])
              for name, null in ((SHUFFLED, rounds), (UNRELATED, apart)) if null}
     limits = {name: float(np.percentile(scores, PERCENTILE)) for name, scores in nulls.items() if len(scores)}

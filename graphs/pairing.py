@@ -51,7 +51,7 @@ class Spread(NamedTuple):
 
     mean: float
     deviation: float
-    count: int
+    size: int
 
     @classmethod
     def of(cls, parts: list[np.ndarray]) -> Spread:
@@ -76,7 +76,7 @@ class Paired(NamedTuple):
         So the null is brought to the mean and the spread of the features that were not paired, where that raises it.
         """
         here, there = self.unpaired, self.null_unpaired
-        if min(here.count, there.count) < CALIBRATED_BY or not there.deviation > 0:
+        if min(here.size, there.size) < CALIBRATED_BY or not there.deviation > 0:
             return self.null
         scale = here.deviation / there.deviation
         return [made._replace(similarity=np.maximum(made.similarity, (made.similarity - there.mean) * scale

@@ -46,7 +46,9 @@ class Features(NamedTuple):
         known = row >= 0
         known[known] = signatures.known[row[known]]
         chosen, rows = features[known], row[known]
-        extra = np.flatnonzero(signatures.spare & signatures.known) if spare and signatures.spare is not None else rows[:0]
+        extra = rows[:0]
+        if spare and signatures.spare is not None:
+            extra = np.flatnonzero(signatures.spare & signatures.known)
         none, rows = np.full(len(extra), NOWHERE), np.append(rows, extra)
         layer = signatures.layer[rows]
         places = Places(feature_keys(layer, signatures.feature[rows]), np.append(nodes.position[chosen], none),

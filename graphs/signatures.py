@@ -136,8 +136,8 @@ def promoted_rows(cards: FeatureCards | None, names: list[tuple[int, int]], colu
             column = columns.setdefault(folded(cards.texts[int(lists.token[i])]), len(columns))
             if lists.score[i] > 0:
                 entries.append((row, column, float(lists.score[i])))
-    row, column, score = np.array(entries, dtype=np.float64).reshape(-1, 3).T
-    return csr_array((score, (row.astype(np.int64), column.astype(np.int64))),
+    rows, places, scores = np.array(entries, dtype=np.float64).reshape(-1, 3).T
+    return csr_array((scores, (rows.astype(np.int64), places.astype(np.int64))),
                      shape=(len(names), max(1, len(columns))))
 
 
