@@ -50,17 +50,25 @@ def _features(pair: Pair, one: Compared, two: Compared) -> str:
     told = (f"{len(found.matches)} of {found.features[0]} features of {one.name} and {found.features[1]} of {two.name} "
             f"are matched beyond chance. They hold {percent(found.influence[0])} and {percent(found.influence[1])} of "
             f"features' influence; matched influence is {_of_chance(measure)}")
-    verdict = "the circuits share features" if measure.agrees else "that is no more than by chance"
+    verdict = "that is no more than by chance"
+    if measure.agrees:
+        verdict = "the circuits share features"
+        if not _more_than_unrelated(pair):
+            verdict = "the dictionaries share features, but this prompt's circuits no more than those of other prompts"
     common = f" {len(found.common)} more pairs are as alike, but fire elsewhere, too." if found.common else ""
     return f"{told}: {verdict}.{common}"
 
 
+def _more_than_unrelated(pair: Pair) -> bool:
+    """Whether no graph of an unrelated prompt has as much matched influence; where there is none, too."""
+    return not any(value >= pair.measures["matched_influence"].value for value in pair.unrelated["matched_influence"])
+
+
 def _unrelated(pair: Pair, two: Compared) -> str:
-    p = pair.beyond_unrelated("matched_influence")
-    if math.isnan(p):
+    if math.isnan(pair.beyond_unrelated("matched_influence")):
         return ""
     values = [value for value in pair.unrelated["matched_influence"] if not math.isnan(value)]
-    more = "more than any" if p <= 1 / (len(values) + 1) else "no more than some"
+    more = "more than any" if _more_than_unrelated(pair) else "no more than some"
     return (f"Against {len(values)} graph{'s' if len(values) > 1 else ''} of unrelated prompts matched influence is "
             f"{np.mean(values):.2f} on average and {max(values):.2f} at most: with {two.name} on this prompt it is "
             f"{more} of them.")

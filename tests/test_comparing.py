@@ -183,6 +183,19 @@ def test_vocabulary_views_are_the_ends_of_the_dense_maps(world: Opened, monkeypa
                                        atol=1e-5)
 
 
+def test_spares_are_others_of_the_same_layers() -> None:
+    layer, feature = np.array([0, 0, 2]), np.array([3, 9, 5])
+    made = with_spares(layer, feature, [100, 100, 30], 0)
+    names = list(zip(*(column.tolist() for column in made), strict=True))
+    assert names == sorted(names)
+    own = {(at, number) for at, number, spare in names if not spare}
+    assert own == {(0, 3), (0, 9), (2, 5)}
+    others = [(at, number) for at, number, spare in names if spare]
+    assert [at for at, _ in others] == [0] * 4 + [2] * 2  # two for each
+    assert not own & set(others)
+    assert int(with_spares(layer, feature, [13, 100, 7], 0)[2].sum()) == 3  # a tenth of 11, and of 6, rounded up
+
+
 def test_corpus_views_correlate_what_the_transcoders_say(world: Opened) -> None:
     model, transcoders = world
     rng = np.random.default_rng(1)

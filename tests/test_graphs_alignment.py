@@ -14,7 +14,7 @@ from circuits.graphs import AttributionGraph, Header, NodeTable
 from circuits.graphs.activations import feature_keys
 from circuits.graphs.alignment import FALL, SHUFFLED, UNRELATED, Alignment, align, counterparts
 from circuits.graphs.influence import influence
-from circuits.graphs.pairing import NEARER
+from circuits.graphs.pairing import NEARER, ROUNDS, Places, pair_up
 from circuits.graphs.placed import Features
 from circuits.graphs.signatures import CORPUS, READS, WRITES, Signatures, View, correlated_rows, similarities, unit_rows
 
@@ -72,7 +72,7 @@ def test_a_graph_is_aligned_with_itself(large: AttributionGraph) -> None:
     assert pairs_of(found) == {node: node for node in features.tolist()}
     assert found.matched_influence.value == pytest.approx(1)
     assert found.matched_influence.chance < 0.1
-    assert found.matched_influence.agrees
+    assert found.matched_influence.p == pytest.approx(1 / (ROUNDS + 1))  # the graphs themselves are counted in
     assert found.influence == (pytest.approx(1), pytest.approx(1))
     assert all(match.score == pytest.approx(1) and match.confidence == 1 and match.margin > 0.3
                for match in found.matches)
@@ -290,6 +290,39 @@ def test_without_signatures_or_null_nothing_is_a_match(large: AttributionGraph) 
     # views that the two do not share say nothing
     apart = align(large, large, (random_signatures(large, 0, (WRITES,)), random_signatures(large, 0, (READS,))))
     assert (apart.views, apart.matches) == ((), [])
+
+
+def test_spare_features_serve_the_null_and_nothing_else() -> None:
+    one = placed((2, 1, 0), (3, 1, 1))
+    known = basis(one, {(2, 0): 1, (3, 1): 2})
+    rows = unit_rows(csr_array(np.eye(200)[[1, 50, 2]]))
+    more = Signatures(np.array([2, 2, 3]), np.array([0, 4, 1]), {WRITES: rows}, spare=np.array([False, True, False]))
+    assert align(one, one, (known, known)).limits == {}
+    found = align(one, one, (known, more))
+    assert pairs_of(found) == {0: 0, 1: 1}
+    assert found.limits == {SHUFFLED: 0.0}
+    assert found.compared == (2, 2)
+    assert found.null_pairs == {SHUFFLED: 2 * ROUNDS}
+    np.testing.assert_allclose(Features.of(one, more).share, [0.5, 0.5])
+    spread = Features.of(one, more, spare=True)
+    assert spread.nodes.tolist() == [0, 1, -1]
+    assert spread.share.tolist() == [0.5, 0.5, 0.0]
+
+
+def test_a_null_gives_no_signature_twice_at_one_position() -> None:
+    """Five features here, each like another of five that fire elsewhere: only all five together make five pairs."""
+    here, there = np.arange(5), np.arange(5, 10)
+    one = Places(here + 100, np.ones(5, int), np.full(5, 3.0))
+    two = Places(np.arange(10), np.repeat([1, 2], 5), np.full(10, 3.0))
+    alike = np.zeros((5, 10))
+    alike[here, there] = 0.9
+
+    def totals(distinct: bool) -> list[float]:
+        made = pair_up(one, two, lambda rows: alike[rows], 1.0, rng=np.random.default_rng(0), distinct=distinct)
+        return [float(null.similarity.sum()) for null in made.null]
+
+    assert totals(True) == [pytest.approx(4.5)] * ROUNDS
+    assert min(totals(False)) < 4
 
 
 def test_correlation_counts_the_zeros_that_are_not_stored() -> None:

@@ -224,6 +224,11 @@ def test_unrelated_graphs_stand_beside_every_measure(small: AttributionGraph) ->
     assert max(pair.unrelated["tokens"]) < 1
     assert set(pair.alignment.limits) == {"shuffled features", "unrelated prompts"}
     assert "3 graphs of unrelated prompts" in " ".join(sentences(made))
+    assert "share features." in " ".join(sentences(made))
+    as_much = replace(pair, unrelated={**pair.unrelated, "matched_influence": [0.0, 1.0, float("nan")]})
+    told = " ".join(pair_sentences(made, as_much))
+    assert "no more than those of other prompts" in told
+    assert "it is no more than some of them" in told
     json.dumps(made.numbers(), allow_nan=False)
     with pytest.raises(InputError, match="null graph 1 has 5 tokens"):
         compare([small, copy], unrelated=[random_graph(1, n_pos=5)])
