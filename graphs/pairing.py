@@ -15,7 +15,7 @@ ROUNDS = 50
 """Shuffles of the null."""
 PERCENTILE = 95.0
 CALIBRATED_BY = 30
-"""Pairs that were not made, from which on their mean and spread say what chance is."""
+"""Pairs that were not made, from which on their mean says what chance is."""
 NEARER = 1e-9
 """What a unit of distance in depth costs: of equally similar features the nearest are paired."""
 
@@ -46,18 +46,17 @@ Alike = Callable[[np.ndarray], np.ndarray]
 """Gives the similarity (m, N) of some features (m,) of the first graph to all features of the second."""
 
 
-class Spread(NamedTuple):
-    """Mean and standard deviation of similarities, and how many they are of."""
+class Mean(NamedTuple):
+    """Mean of similarities, and how many they are."""
 
     mean: float
-    deviation: float
     size: int
 
     @classmethod
-    def of(cls, parts: list[np.ndarray]) -> Spread:
+    def of(cls, parts: list[np.ndarray]) -> Mean:
         """Of numbers that come in parts."""
         values = np.concatenate([np.empty(0), *parts])
-        return cls(float(values.mean()), float(values.std()), len(values)) if len(values) else cls(0.0, 0.0, 0)
+        return cls(float(values.mean()), len(values)) if len(values) else cls(0.0, 0)
 
 
 class Paired(NamedTuple):
@@ -66,21 +65,22 @@ class Paired(NamedTuple):
     pairs: Pairs
     null: list[Pairs]
     """Of every round."""
-    unpaired: Spread
+    unpaired: Mean
     """Of the features that stood at one position within the window and were not paired; and the same in the null."""
-    null_unpaired: Spread
+    null_unpaired: Mean
 
     def calibrated_null(self) -> list[Pairs]:
         """The null for signatures of what features read. Features that fire at one position read one input, and
-        resemble each other for that alone, the more alike the more often they meet; those of the null fire elsewhere.
-        So the null is brought to the mean and the spread of the features that were not paired, where that raises it.
+        resemble each other for that alone; those of the null fire elsewhere. So the null is raised by as much as the
+        features that were not paired are more alike here, on average, up to 1, which only a feature itself reaches.
+        (Spreads are not compared: similarities have long tails, which scaling would drive beyond anything that is.)
         """
         here, there = self.unpaired, self.null_unpaired
-        if min(here.size, there.size) < CALIBRATED_BY or not there.deviation > 0:
+        if min(here.size, there.size) < CALIBRATED_BY:
             return self.null
-        scale = here.deviation / there.deviation
-        return [made._replace(similarity=np.maximum(made.similarity, (made.similarity - there.mean) * scale
-                                                    + here.mean)) for made in self.null]
+        raised = max(0.0, here.mean - there.mean)
+        return [made._replace(similarity=np.maximum(made.similarity, np.minimum(made.similarity + raised, 1.0)))
+                for made in self.null]
 
 
 def pair_up(one: Places, two: Places, alike: Alike, window: float, fall: float = 0.0,
@@ -105,7 +105,7 @@ def pair_up(one: Places, two: Places, alike: Alike, window: float, fall: float =
             for made, drawn in zip(rounds, _drawn(two, b, window, rng, distinct), strict=False):
                 made.append(_paired(a, b, similarity[:, drawn], away, window, fall, null_left))
     null = [_joined(made) for made in rounds if made]
-    return Paired(_joined(pairs), null, Spread.of(left), Spread.of(null_left))
+    return Paired(_joined(pairs), null, Mean.of(left), Mean.of(null_left))
 
 
 def faded(similarity: np.ndarray, away: np.ndarray, window: float, fall: float) -> np.ndarray:

@@ -14,7 +14,7 @@ from circuits.graphs import AttributionGraph, Header, NodeTable
 from circuits.graphs.activations import feature_keys
 from circuits.graphs.alignment import FALL, SHUFFLED, UNRELATED, Alignment, align, counterparts
 from circuits.graphs.influence import influence
-from circuits.graphs.pairing import NEARER, ROUNDS, Places, pair_up
+from circuits.graphs.pairing import CALIBRATED_BY, NEARER, ROUNDS, Mean, Paired, Pairs, Places, pair_up
 from circuits.graphs.placed import Features
 from circuits.graphs.signatures import CORPUS, READS, WRITES, Signatures, View, correlated_rows, similarities, unit_rows
 
@@ -307,6 +307,19 @@ def test_spare_features_serve_the_null_and_nothing_else() -> None:
     spread = Features.of(one, more, spare=True)
     assert spread.nodes.tolist() == [0, 1, -1]
     assert spread.share.tolist() == [0.5, 0.5, 0.0]
+
+
+def test_a_null_is_raised_to_what_stands_at_one_position() -> None:
+    null = Pairs(np.arange(3), np.arange(3), np.array([0.1, 0.5, 0.95]))
+
+    def raised(here: float, there: float, size: int = CALIBRATED_BY) -> list[float]:
+        made = Paired(null, [null, null], Mean(here, size), Mean(there, CALIBRATED_BY)).calibrated_null()
+        assert len(made) == 2
+        return made[1].similarity.tolist()
+
+    assert raised(0.3, 0.1) == pytest.approx([0.3, 0.7, 1.0])
+    assert raised(0.1, 0.3) == null.similarity.tolist()
+    assert raised(0.3, 0.1, CALIBRATED_BY - 1) == null.similarity.tolist()
 
 
 def test_a_null_gives_no_signature_twice_at_one_position() -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy.stats import wilcoxon
 from typer.testing import CliRunner
 
 import circuits
@@ -65,6 +66,21 @@ def test_a_state_put_in_place_of_another(model: Gemma3) -> None:
     assert random < 0.1
     assert np.mean([one.same for one in made]) > 0.8
     assert all(one.value != one.question.intermediate and one.n_features for one in made)
+
+
+def test_the_two_sizes_share_features() -> None:
+    """Over 20 questions that both answer right, matched influence is above what shuffled features give."""
+    opened = [(circuits.load_model(name), circuits.open_transcoders("bundled", model=name)) for name in MODELS]
+    asked = questions(60, 31)
+    right = [ask(model, asked)[0] for model, _ in opened]
+    chosen = [question for question, *both in zip(asked, *right, strict=True) if all(both)][:20]
+    assert len(chosen) == 20
+    found = []
+    for question in chosen:
+        graphs = [circuits.trace(*sides, question.prompt) for sides in opened]
+        found.append(circuits.compare(graphs, opened).pairs[0].measures["matched_influence"])
+    assert wilcoxon([one.value - one.chance for one in found], alternative="greater").pvalue < 0.01
+    assert sum(one.agrees for one in found) >= 5  # one is expected by chance
 
 
 def test_trace_from_the_command_line(tmp_path: Path) -> None:
