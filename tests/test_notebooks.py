@@ -80,7 +80,7 @@ def test_kept_outputs(path: Path) -> None:
 def test_two_sizes_share_circuits() -> None:
     """Matched influence of small-world-s and -m is above both nulls where both answer right."""
     told = texts(executed(FOLDER / "4_compare_sizes.ipynb"))
-    assert "20 comparisons of 40 graphs" in told
+    assert "40 graphs traced, comparisons: 20" in told
     assert "is significantly above that of shuffled features" in told
     assert "is significantly above that of unrelated prompts" in told
 
