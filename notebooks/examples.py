@@ -79,12 +79,12 @@ def reasoning_cases(model: Gemma3) -> dict[str, Case]:
         return {"a sum": Case(
             prompt="[[question]]Question: Tom has 2 apples and buys 3.[[/question]] "
                    "[[reasoning]]Reasoning: 2 plus 3 is 5.[[/reasoning]] Answer: [[answer]]5",
-            corrupt_with="Reasoning: 2 plus 3 is 7.", corrupt_from_with="Question: Tom has 4 apples and buys 3."),
+            corrupt_with=" Reasoning: 2 plus 3 is 7.", corrupt_from_with="Question: Tom has 4 apples and buys 3."),
             "a copy": Case(
                 prompt="[[question]]Fact: The Eiffel Tower is in Paris.[[/question]] "
                        "[[reasoning]]Reasoning: The Eiffel Tower is in Rome.[[/reasoning]] "
                        "Answer: The Eiffel Tower is in[[answer]] Rome",
-                corrupt_with="Reasoning: The Eiffel Tower is in London.",
+                corrupt_with=" Reasoning: The Eiffel Tower is in London.",
                 corrupt_from_with="Fact: The Eiffel Tower is in London.")}
     return {"a fact that it knows": _restated(model), "names that it cannot know": _told(model)}
 
