@@ -98,6 +98,7 @@ def open_page(tab: Watched, graph: AttributionGraph, html: str, tmp_path: Path) 
         page = tab.open(path.as_uri() + (f"#{fragment}" if fragment else ""))
         page.wait_for_selector("html[data-ready]", state="attached")
         wait_for_layout(page)
+        wait_until_listed(page)
         return page
 
     yield open_
@@ -137,6 +138,7 @@ def is_share(text: str, expected: float) -> bool:
 def go_to(page: Page, graph: AttributionGraph, node: int) -> None:
     page.evaluate("id => { location.hash = `node=${encodeURIComponent(id)}` }", graph.node_ids[node])
     page.wait_for_selector(f"#panel.card[data-node='{node}']")
+    wait_until_listed(page)
 
 
 def in_hash(page: Page) -> dict[str, list[str]]:
@@ -152,6 +154,7 @@ def selected(page: Page, graph: AttributionGraph) -> int | None:
 
 def listed(page: Page, name: str) -> list[tuple[int, float, str]]:
     """(node, weight, share as written) of each row of the inputs or the outputs."""
+    wait_until_listed(page)
     rows = page.eval_on_selector_all(
         f"ol.{name} button[data-node]",
         "rows => rows.map(row => [row.dataset.node, ...[...row.children].slice(3, 5).map(cell => cell.textContent)])")
@@ -176,6 +179,11 @@ def wait_for_layout(page: Page) -> None:
 def resize(page: Page, width: int, height: int = 800) -> None:
     page.set_viewport_size({"width": width, "height": height})
     wait_for_layout(page)
+
+
+def wait_until_listed(page: Page) -> None:
+    """Of long lists the panel shows a part at once and more soon after."""
+    page.wait_for_selector("#panel:not(:has([aria-busy]))", state="attached")
 
 
 def wait_until_drawn(page: Page) -> None:

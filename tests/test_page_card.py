@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from page_samples import HOSTILE, sample_graph
-from page_tabs import OUTSIDE, go_to, in_hash, is_share, listed, read_number, resize, selected
+from page_tabs import OUTSIDE, go_to, in_hash, is_share, listed, read_number, resize, selected, wait_until_listed
 from random_graphs import random_cards
 
 from circuits.graphs.activations import Activations
@@ -109,6 +109,7 @@ def test_a_file_without_row_totals_does_not_invent_them(graph, open_page):
 
 
 def without(page) -> list[str]:
+    wait_until_listed(page)
     return page.eval_on_selector_all("ol.inputs button[data-node]",
                                      "rows => rows.map(row => row.children[5].textContent)")
 
@@ -402,6 +403,7 @@ def test_two_thousand_inputs_are_shown_at_once_and_the_rest_on_request(open_page
     # twice what a row of 150 takes, too, for a core that is shared is half as fast: all rows would be ten times that
     assert seconds_of_a_selection(page) < max(0.06, 2 * few)
     page.locator("ol.plain button").first.click()
+    wait_until_listed(page)
     assert page.locator("ol.inputs button[data-node]").count() == 100
     page.get_by_role("button", name="Show all 2000").click()
     assert page.locator("ol.inputs button[data-node]").count() == 2000

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 from page_samples import HOSTILE, TOKENS
-from page_tabs import selected
+from page_tabs import selected, wait_until_listed
 from random_graphs import random_cards
 
 from circuits.graphs.graph import AttributionGraph
@@ -15,6 +15,7 @@ from circuits.graphs.graph import AttributionGraph
 def found(page, query: str) -> list[int]:
     """What the search finds; the panel must list it, in the same order, as far as it goes."""
     page.get_by_label("Search").fill(query)
+    wait_until_listed(page)
     while page.locator("#panel .all").count():
         page.locator("#panel .all").click()
     return page.eval_on_selector_all("#panel button[data-node]", "rows => rows.map(row => Number(row.dataset.node))")
@@ -106,6 +107,7 @@ def test_long_lists_open_on_request(page):
     page.get_by_label("Search").fill("e")
     count = int(page.locator("#found").inner_text().split()[0])
     assert count > 200
+    wait_until_listed(page)
     assert page.locator("#panel button[data-node]").count() == 100
     page.get_by_role("button", name=f"Show all {count}").click()
     assert page.locator("#panel button[data-node]").count() == count

@@ -17,7 +17,7 @@ from random_graphs import random_cards
 
 from circuits.graphs.page import write
 
-TRIES = 4
+TRIES = 6
 FRAMES = 2 * 1000 / 60
 
 

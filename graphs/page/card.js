@@ -76,7 +76,7 @@ export class CardView {
     }
     const reason = reasons(graph, query);
     const rows = found.map((node) =>
-      ({ node, cells: [number(graph.nodes.influence[node])], why: () => reason(node).join(" · ") }));
+      ({ node, cells: () => [number(graph.nodes.influence[node])], why: () => reason(node).join(" · ") }));
     return [this.folds.section("results", `Found (${found.length})`, "most influential first",
       ...nodeList(graph, "plain results", [["node, what matched"], ["at"], ["influence"]], rows))];
   }
@@ -84,7 +84,7 @@ export class CardView {
   /** Without a selection: the targets, then the nodes that matter most for the chosen one. */
   overview() {
     const { graph, state } = this.app;
-    const targets = graph.targets.nodes.map((node, i) => ({ node, cells: [targetShare(graph, node, i)] }));
+    const targets = graph.targets.nodes.map((node, i) => ({ node, cells: () => [targetShare(graph, node, i)] }));
     const towards = state.target === null ? "" : ` for \u2068${shorten(graph.names[state.target], TARGET)}\u2069`;
     const section = (key, title, heads, rows) => (rows.length === 0 ? []
       : [this.folds.section(key, title, "", ...nodeList(graph, "plain", heads, rows))]);
@@ -101,7 +101,7 @@ export class CardView {
     const { graph, influence, kept } = this.app;
     return [...graph.kind.keys()].filter((i) => graph.kind[i] === kind && kept.nodes[i])
       .sort((a, b) => (influence[b] || 0) - (influence[a] || 0)).slice(0, STRONGEST[kind])
-      .map((node) => ({ node, cells: [number(influence[node])] }));
+      .map((node) => ({ node, cells: () => [number(influence[node])] }));
   }
 
   listen() {

@@ -68,7 +68,7 @@ export class CheckedView {
   furthest(effects) {
     const error = ({ predicted, measured }) => Math.abs(predicted - measured);
     const rows = effects.filter(({ node }) => node !== null).sort((a, b) => error(b) - error(a)).slice(0, FURTHEST)
-      .map(({ node, predicted, measured }) => ({ node, cells: [number(predicted, true), number(measured, true)] }));
+      .map(({ node, predicted, measured }) => ({ node, cells: () => [number(predicted, true), number(measured, true)] }));
     return rows.length === 0 ? [] : [element("h3", {}, "Furthest from what was predicted"),
       ...nodeList(this.app.graph, "checked", HEADS, rows)];
   }

@@ -17,7 +17,7 @@ export function edgeSections(app, node, folds) {
       ...(missing ? [element("p", { className: "hint" }, missing)] : inputParts(app, node, inputs))),
     folds.section("outputs", `Outputs (${outputs.length})`, outputs.length ? "share: of all inputs of the target" : "",
       ...nodeList(graph, "outputs", [["target"], ...EDGE_HEADS, ["share", "of all inputs of the target"]],
-        outputs.map((edge) => ({ ...edge, cells: [number(edge.weight, true), percent(edge.share)] })))),
+        outputs.map((edge) => ({ ...edge, cells: () => [number(edge.weight, true), percent(edge.share)] })))),
   ];
 }
 
@@ -26,7 +26,7 @@ function inputParts(app, node, inputs) {
   const { without, meaning } = withoutInput(graph, node);
   const heads = [["source"], ...EDGE_HEADS, ["share", "of all inputs of this node"], ["without", meaning]];
   return [accountTable(graph, node, app.kept.edges, inputs), ...nodeList(graph, "inputs", heads, inputs.map((edge) =>
-    ({ ...edge, cells: [number(edge.weight, true), percent(edge.share), without(edge.weight)] })))];
+    ({ ...edge, cells: () => [number(edge.weight, true), percent(edge.share), without(edge.weight)] })))];
 }
 
 /** Makes the cell "without", and says what it means. Only this edge goes: everything else stays as it was. */

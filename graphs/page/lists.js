@@ -1,9 +1,11 @@
 // Lists of nodes in the side panel, and the sections that hold them: these fold, and stay as they were left.
 
 import { openButton } from "./edgebuttons.js";
+import { fillLater } from "./later.js";
 import { icon, KIND_NAMES } from "./shapes.js";
 import { element, isolated, shorten } from "./text.js";
 
+const AT_ONCE = 16; // rows of a list that are there at once; the next come when these have been painted
 const AT_FIRST = 100; // rows of a list before a button asks for the rest
 const LABEL = 300; // characters of a label where it is one of many
 
@@ -25,7 +27,7 @@ export class Folds {
 }
 
 /**
- * A list of nodes, rows of {node, cells, weight, share, why, edge}: `cells` are texts or elements beside the name,
+ * A list of nodes, rows of {node, cells, weight, share, why, edge}: `cells()` are texts or elements beside the name,
  * `why()` a line below it; `weight` and `share` tint the row; an `edge` has a button of its own. `heads` name the
  * columns, each [text, meaning].
  */
@@ -34,10 +36,15 @@ export function nodeList(graph, name, heads, rows) {
   const head = element("div", { className: `row heads ${name}`, hidden: heads.length === 0 }, element("span"),
     ...heads.map(([text, title]) => element("span", { title: title ?? "" }, text)));
   const list = element("ol", { className: `nodes ${name}` },
-    ...rows.slice(0, AT_FIRST).map((row) => nodeRow(graph, row)));
-  if (rows.length > AT_FIRST) list.append(restButton(graph, list, rows));
+    ...rows.slice(0, AT_ONCE).map((row) => nodeRow(graph, row)));
+  if (rows.length > AT_ONCE) fillLater(list, () => moreRows(graph, list, rows));
   list.addEventListener("keydown", walkRows);
   return [head, list];
+}
+
+function moreRows(graph, list, rows) {
+  const more = rows.slice(AT_ONCE, AT_FIRST).map((row) => nodeRow(graph, row));
+  return rows.length > AT_FIRST ? [...more, restButton(graph, list, rows)] : more;
 }
 
 function restButton(graph, list, rows) {
@@ -64,7 +71,7 @@ function nodeRow(graph, { node, cells, weight, share, why, edge }) {
   const title = `${KIND_NAMES[graph.kind[node]]}: ${text}`;
   const button = element("button", { type: "button", className: "row", title },
     icon(graph.kind[node]), isolated(text, "name"), element("span", { className: "place" }, graph.place(node)),
-    ...cells.map((cell) => (typeof cell === "string" ? element("span", {}, cell) : cell)));
+    ...cells().map((cell) => (typeof cell === "string" ? element("span", {}, cell) : cell)));
   button.dataset.node = node;
   if (why) button.append(element("small", { className: "why" }, isolated(shorten(why(), LABEL))));
   if (weight !== undefined) {

@@ -1,5 +1,6 @@
 // What a feature means: where on this prompt it fires, tokens it promotes and suppresses, texts on which it fires most.
 
+import { fillLater } from "./later.js";
 import { element, isolated, number, percent, shorten, visibleToken } from "./text.js";
 
 const WHOLE_PROMPT = 200; // positions up to which silent stretches are shown too
@@ -102,8 +103,15 @@ export function cardSections(graph, node, folds) {
       ...tokenList("Promotes", data.promoted), ...tokenList("Suppresses", data.suppressed))],
     examples: [folds.section("examples", `Examples (${data.contexts.length})`, "texts on which it fires",
       data.contexts.length === 0 ? hint("None: it never fired on the text sample, or no text was looked at.")
-        : element("ol", { className: "contexts" }, ...data.contexts.map((context) => example(context, data.maximum))))],
+        : exampleList(data))],
   };
+}
+
+/** The panel's last and longest list: it comes when the rest is there. */
+function exampleList({ contexts, maximum }) {
+  const list = element("ol", { className: "contexts" });
+  fillLater(list, () => contexts.map((context) => example(context, maximum)));
+  return list;
 }
 
 const hint = (text) => element("p", { className: "hint" }, text);

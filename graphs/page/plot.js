@@ -1,5 +1,5 @@
 // The link view: edges and nodes on one canvas, what is pointed at on a second. Both have the size of the view and are
-// drawn shifted by the scroll offset, so a long prompt needs no larger canvas. The edges are a picture of their own
+// drawn shifted by the scroll offset, so a long prompt needs no larger canvas. Many edges are a picture of their own
 // (strands.js): scrolling copies it.
 
 import { drawAxes, drawBands } from "./axes.js";
@@ -158,7 +158,7 @@ export class Plot {
     drawBands(context, this.layout, this.colors);
     const faint = this.matches !== null || this.path !== null;
     context.globalAlpha = this.near !== null ? 0.8 : faint ? 0.4 : 1;
-    this.strands.copyTo(context, this.port);
+    this.strands.drawOn(context, this.port);
     context.globalAlpha = 1;
     if (this.path !== null) this.drawPath(context);
     this.drawNodes(context);

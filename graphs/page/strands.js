@@ -1,7 +1,8 @@
-// Edges as curves: how one is drawn, and a picture of many that is drawn piece by piece, so that nothing waits for it.
+// Edges as curves: how one is drawn, and many of them, through a picture that is drawn piece by piece, so that nothing
+// waits for it.
 
 const MARGIN = 0.5; // of the view's size, drawn beyond it on each side, so that short scrolls need no new picture
-const AT_ONCE = 120; // edges that the first frame has
+const AT_ONCE = 120; // edges that the first frame has; so few are drawn without a picture
 const PIECE = { least: 100, most: 800 }; // edges of each later frame
 const SLOW = 40; // ms between frames: draw less in each
 const FAST = 24; // ms between frames: draw more in each
@@ -18,8 +19,8 @@ export function curve(context, x1, y1, x2, y2) {
 }
 
 /**
- * A picture of edges, strongest first, of the visible part of the sheet and some of what is beside it. Later pieces go
- * under earlier ones: the strongest edges are seen first and end on top.
+ * Edges, strongest first. Many are a picture of the visible part of the sheet and some of what is beside it, whose later
+ * pieces go under earlier ones: the strongest edges are seen first and end on top, and scrolling copies the picture.
  */
 export class Strands {
   /** `changed()` is called when another piece is there to be drawn on the page. */
@@ -39,12 +40,20 @@ export class Strands {
     Object.assign(this, { layout, part: null });
   }
 
-  get done() {
-    return this.part !== null && this.next >= this.edges.length;
+  get few() {
+    return this.edges.length <= AT_ONCE;
   }
 
-  /** Copies the picture of `port` {left, top, width, height} on the sheet to a context whose origin is the sheet's. */
-  copyTo(context, port) {
+  get done() {
+    return this.few || (this.part !== null && this.next >= this.edges.length);
+  }
+
+  /** Draws what `port` {left, top, width, height} of the sheet has, on a context whose origin is the sheet's. */
+  drawOn(context, port) {
+    if (this.few) {
+      for (let i = this.edges.length - 1; i >= 0; i--) this.strokeEdge(context, port, this.edges[i]);
+      return;
+    }
     if (!this.covers(port)) this.begin(port);
     const { left, top, width, height } = this.part;
     context.drawImage(this.canvas, left, top, width, height);
@@ -87,19 +96,20 @@ export class Strands {
 
   /** Draws the next edges until `count` of them are in this part of the sheet. */
   draw(count) {
-    const { x, y } = this.layout;
-    const { left, top, width, height } = this.part;
-    const { edges: { indices }, target } = this.graph;
     for (let drawn = 0; drawn < count && this.next < this.edges.length; this.next++) {
-      const e = this.edges[this.next];
-      const from = indices[e];
-      const to = target[e];
-      const inside = Math.max(x[from], x[to]) >= left && Math.min(x[from], x[to]) <= left + width
-        && Math.max(y[from], y[to]) >= top && Math.min(y[from], y[to]) <= top + height;
-      if (!inside) continue; // where a node is not shown, too: NaN compares false
-      stroke(this.context, this.layout, from, to, this.style(e));
-      drawn++;
+      if (this.strokeEdge(this.context, this.part, this.edges[this.next])) drawn++;
     }
+  }
+
+  /** Whether the edge is in that part of the sheet, and so was drawn. */
+  strokeEdge(context, { left, top, width, height }, e) {
+    const { x, y } = this.layout;
+    const from = this.graph.edges.indices[e];
+    const to = this.graph.target[e];
+    const inside = Math.max(x[from], x[to]) >= left && Math.min(x[from], x[to]) <= left + width
+      && Math.max(y[from], y[to]) >= top && Math.min(y[from], y[to]) <= top + height;
+    if (inside) stroke(context, this.layout, from, to, this.style(e)); // not where a node is hidden: NaN compares false
+    return inside;
   }
 }
 

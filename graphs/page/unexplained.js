@@ -91,7 +91,7 @@ export class UnexplainedView {
     this.worst.replaceChildren(element("h3", {}, `The ${worst.length} worst places`,
       element("small", {}, "pruned: the node whose inputs are missing")),
     ...nodeList(this.graph, "lost", HEADS,
-      worst.map(({ node, part, share }) => ({ node, cells: [texts.get(part), percent(share)] }))));
+      worst.map(({ node, part, share }) => ({ node, cells: () => [texts.get(part), percent(share)] }))));
   }
 
   /** A cell's text: where it is, what is lost there, and of that which parts. */
