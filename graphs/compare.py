@@ -203,12 +203,12 @@ def _pair(graphs: list[Compared], second: int, signatures: Sequence[Signatures],
     unrelated["matched_influence"] = list(alignment.matched_unrelated)
     for (other, _), matched in zip(others, alignment.unrelated_matches, strict=True):
         unrelated["supernode_flow"].append(shared_flow(one.supernodes, other.supernodes, matched, ()).overlap.value)
-        for name, measured in _place_measures(one, other, seed).items():
+        for name, measured in _place_measures(one, other, None).items():  # it is a null, and has none
             unrelated[name].append(measured.value)
     return Pair(second, alignment, flow, {name: measures[name] for name in MEASURES}, unrelated)
 
 
-def _place_measures(one: Compared, two: Compared, seed: int) -> dict[str, Measure]:
+def _place_measures(one: Compared, two: Compared, seed: int | None) -> dict[str, Measure]:
     a, b = one.side, two.side
     return {**token_measures(a.token_influence, b.token_influence, seed),
             **place_measures(one.depths, two.depths, seed),

@@ -36,16 +36,16 @@ def on_grid(places: np.ndarray, grid: int) -> np.ndarray:
     return (np.maximum(shared, 0.0) * layers) @ places
 
 
-def place_measures(one: np.ndarray, two: np.ndarray, seed: int) -> dict[str, Measure]:
-    """Of features' influence on a common grid, each (G, P). Null: depths, or positions, shuffled."""
+def place_measures(one: np.ndarray, two: np.ndarray, seed: int | None) -> dict[str, Measure]:
+    """Of features' influence on a common grid, each (G, P). Null: depths, or positions, shuffled; see measure."""
     a, b = used_columns(one, two)
     return {"positions": measure(overlap, a.sum(0), b.sum(0), seed),
             "depths": measure(overlap, a.sum(1), b.sum(1), seed), "places": measure(overlap, a, b, seed),
             "depth_by_position": measure(depth_likeness, a, b, seed)}
 
 
-def token_measures(one: np.ndarray, two: np.ndarray, seed: int) -> dict[str, Measure]:
-    """Of the shares (P,) of tokens. Null: tokens shuffled."""
+def token_measures(one: np.ndarray, two: np.ndarray, seed: int | None) -> dict[str, Measure]:
+    """Of the shares (P,) of tokens. Null: tokens shuffled; see measure."""
     return {"tokens": measure(overlap, one, two, seed),
             "token_order": measure(correlation, rankdata(one), rankdata(two), seed)}
 

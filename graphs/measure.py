@@ -73,10 +73,12 @@ def same_length(one: np.ndarray, two: np.ndarray) -> tuple[np.ndarray, np.ndarra
     return np.pad(one, (0, length - len(one))), np.pad(two, (0, length - len(two)))
 
 
-def measure(alike: Callable[[np.ndarray, np.ndarray], float], one: np.ndarray, two: np.ndarray, seed: int) -> Measure:
-    """``alike`` of two arrays. Null: the last axis of the second shuffled, the order as it is counted in."""
+def measure(alike: Callable[[np.ndarray, np.ndarray], float], one: np.ndarray, two: np.ndarray, seed: int | None
+            ) -> Measure:
+    """``alike`` of two arrays. Null: the last axis of the second shuffled by ``seed``, the order as it is counted in;
+    without a seed there is none."""
     value = alike(one, two)
-    if math.isnan(value):
+    if seed is None or math.isnan(value):
         return without_null(value, one.shape[-1])
     return against(value, [alike(one, two[..., order]) for order in orders(one.shape[-1], seed)], one.shape[-1])
 
