@@ -352,6 +352,26 @@ def test_all_sorts_of_cards_open_and_folds_stay_as_they_were_left(graph, open_pa
     assert seen > 5
 
 
+def test_the_card_stays_scrolled_when_it_is_made_anew(graph, open_page):
+    page = open_page(replace(graph, cards=random_cards(graph)))
+    panel = page.locator("#panel")
+    for node in map(int, np.flatnonzero(graph.nodes.kind == "feature")[:12]):
+        go_to(page, graph, node)
+        if page.locator(".contexts li").count():
+            break
+    panel.evaluate("panel => { panel.scrollTop = panel.scrollHeight }")
+    before = panel.evaluate("panel => panel.scrollTop")
+    assert before > 100
+    card = page.locator("#panel .about").element_handle()
+    at_once = page.evaluate("""() => {
+      const target = document.getElementById("target");
+      target.selectedIndex = 1;
+      target.dispatchEvent(new Event("change", { bubbles: true }));
+      return document.getElementById("panel").scrollTop }""")
+    assert not card.evaluate("card => card.isConnected")
+    assert at_once == before
+
+
 def test_nothing_in_the_card_is_cut_off_or_overlaps(graph, open_page):
     label = graph.nodes.label.copy()
     label[:] = "W" * 300

@@ -5,6 +5,7 @@ import { followEdges } from "./edgebuttons.js";
 import { edgeCard } from "./edgecard.js";
 import { cardFacts } from "./facts.js";
 import { edgeSections } from "./inputs.js";
+import { fillNow } from "./later.js";
 import { Folds, nodeList } from "./lists.js";
 import { cardSections, promptSection } from "./meaning.js";
 import { followNodes } from "./nodebuttons.js";
@@ -44,7 +45,10 @@ export class CardView {
         : state.query ? this.results(state.query) : this.overview()));
     this.root.classList.toggle("card", state.selected !== null || state.edge !== null);
     this.root.dataset.node = state.selected ?? "";
-    if (same && scrollTop !== 0) this.root.scrollTop = scrollTop;
+    if (same && scrollTop !== 0) {
+      fillNow();
+      this.root.scrollTop = scrollTop;
+    }
     if (focused && same) this.title?.editButton.focus();
   }
 

@@ -65,7 +65,7 @@ def test_pairs_sum_to_the_score(model, local, layer: int) -> None:
     for head, query, key in ((0, 8, 3), (1, 7, 7), (3, 8, 0)):
         found = qk_attribution(model, local, layer, head, query, key)
         recorded = local.frozen.layers[layer]
-        vectors = recorded.queries[head, query].double(), recorded.keys[0, key].double()  # a small score is cancellation
+        vectors = recorded.queries[head, query].double(), recorded.keys[0, key].double()  # small ones are cancellation
         assert found.score == pytest.approx(float(vectors[0] @ vectors[1]), rel=1e-5)
         worst = max(worst, found.residual)
     print("layer", layer, "residual", worst)
