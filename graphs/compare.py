@@ -70,11 +70,16 @@ class Pair:
     def beyond_unrelated(self, name: str) -> float:
         """Share of the graphs of unrelated prompts, this pair counted in, that are as like the first graph; NaN without
         such graphs."""
-        values = [value for value in self.unrelated[name] if not np.isnan(value)]
-        value = self.measures[name].value
-        if not values or np.isnan(value):
+        as_like = self.unrelated_as_like(name)
+        if not as_like or np.isnan(self.measures[name].value):
             return float("nan")
-        return (sum(other >= value - 1e-12 for other in values) + 1) / (len(values) + 1)
+        return (sum(as_like) + 1) / (len(as_like) + 1)
+
+    def unrelated_as_like(self, name: str) -> list[bool]:
+        """Of each graph of an unrelated prompt that has the measure, whether it is as like the first graph as this
+        pair's second."""
+        value = self.measures[name].value
+        return [other >= value - 1e-12 for other in self.unrelated[name] if not np.isnan(other)]
 
 
 @dataclass(frozen=True, eq=False)

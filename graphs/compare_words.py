@@ -61,7 +61,7 @@ def _features(pair: Pair, one: Compared, two: Compared) -> str:
 
 def _more_than_unrelated(pair: Pair) -> bool:
     """Whether no graph of an unrelated prompt has as much matched influence; where there is none, too."""
-    return not any(value >= pair.measures["matched_influence"].value for value in pair.unrelated["matched_influence"])
+    return not any(pair.unrelated_as_like("matched_influence"))
 
 
 def _unrelated(pair: Pair, two: Compared) -> str:
